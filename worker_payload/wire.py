@@ -1,0 +1,532 @@
+"""Frames and messages: what master, agent and workers say to each other, without any I/O.
+
+A frame is a fixed head, a table of segment lengths, a JSON header and raw segments::
+
+    magic+version (4)  kind (u8)  header length (u32)  segments (u32)  [length (u64)]*  header  segment*
+
+The header is a JSON list: the message's fields in order. JSON can be read in a dump and cannot
+execute. Builds never speak to each other (the build is part of every socket's name), so a message
+may change with any release.
+
+>>> decoder = Decoder()
+>>> decoder.feed(b"".join(encode(Revoke(3, [7, 8]))))
+[Revoke(call=3, ids=[7, 8])]
+"""
+
+import json
+import re
+import struct
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+MAGIC = b"JAM\x01"
+VERSION = 1
+HEAD = struct.Struct(">4sBII")
+
+MAX_HEADER = 16 << 20  # a header holds names and numbers; past this it is not ours
+MAX_SEGMENTS = 1 << 20
+MAX_SEGMENT = 1 << 44  # lengths are believed only as far as bytes have come: nothing is allocated ahead
+CHUNK = 256 << 10  # blobs travel in pieces of this size, so that a small message never waits long
+_STREAM_FROM = 64 << 10  # a frame with more than this missing is filled segment by segment
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+
+class ProtocolError(Exception):
+    """The other end sent what no jam of this build sends. Says which message, and why not."""
+
+
+# --- messages: master to agent -----------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """First message of a master. `settings`: threads (int or None), nice (int), env (dict of str).
+
+    workers: how many this master wants here; 0 leaves it to the agent (all CPUs it may use)."""
+
+    version: int
+    build: str
+    project: str
+    master: str
+    workers: int
+    settings: Dict[str, Any]
+
+
+class Require(NamedTuple):
+    """Which of these top-level modules can a worker here not import? Answered by `Lacks`."""
+
+    request: int
+    names: List[str]
+
+
+class Begin(NamedTuple):
+    """A map call. `code` is the digest of a module bundle, `module` the name to call in it.
+
+    params: digest of the params blob, or "" when the blob is this frame's only segment.
+    options: writable (bool): hand out private copy-on-write arrays instead of read-only ones."""
+
+    call: int
+    code: str
+    module: str
+    params: str
+    options: Dict[str, Any]
+    segments: Sequence[Buffer] = ()
+
+
+class Task(NamedTuple):
+    """Work for a call: [id, slice digest or None, index of the worker that must do it or None] each."""
+
+    call: int
+    tasks: List[List[Any]]
+
+
+class Blob(NamedTuple):
+    """Bytes [offset, offset + len(segment)) of a blob of `total` bytes."""
+
+    digest: str
+    offset: int
+    total: int
+    segments: Sequence[Buffer] = ()
+
+
+class Revoke(NamedTuple):
+    """Give back those of these tasks that have not started. Answered by `Revoked`."""
+
+    call: int
+    ids: List[int]
+
+
+class Cancel(NamedTuple):
+    """End these tasks, started or not; an empty list means all of the call. Not answered."""
+
+    call: int
+    ids: List[int]
+
+
+class End(NamedTuple):
+    """The call is over: its params and pins may go."""
+
+    call: int
+
+
+# --- messages: agent to master -----------------------------------------------------------------
+
+
+class Welcome(NamedTuple):
+    """First message of an agent. numpy: its version or "". free: bytes of memory free here.
+
+    hostname: as the host calls itself. store: bytes the blob store may still take.
+    notes: things the user should know about this host."""
+
+    version: int
+    build: str
+    python: str
+    implementation: str
+    numpy: str
+    pid: int
+    workers: int
+    cpus: int
+    free: int
+    store: int
+    hostname: str
+    notes: List[str]
+
+
+class Lacks(NamedTuple):
+    """Answer to `Require`: the names that cannot be imported, in the order asked."""
+
+    request: int
+    names: List[str]
+
+
+class Missing(NamedTuple):
+    """Blobs that a Begin or Task named and this host does not hold. Answered by `Blob`s."""
+
+    call: int
+    digests: List[str]
+
+
+class Credit(NamedTuple):
+    """So many more bytes of `Blob` segments have been taken in."""
+
+    bytes: int
+
+
+class Started(NamedTuple):
+    """These tasks are running: [id, worker] each. Sent for tasks that take a while, not for all."""
+
+    call: int
+    tasks: List[List[int]]
+
+
+class Result(NamedTuple):
+    """Answers: [id, worker, number of segments, seconds] each; the segments follow in that order."""
+
+    call: int
+    tasks: List[List[Any]]
+    segments: Sequence[Buffer] = ()
+
+
+class Failure(NamedTuple):
+    """The map function raised (its worker is well), or its answer could not be encoded.
+
+    type: the exception's qualified name. traceback: as text, with source lines."""
+
+    call: int
+    id: int
+    worker: int
+    type: str
+    message: str
+    traceback: str
+
+
+class Lost(NamedTuple):
+    """A worker died with this task. exit and signal: one of them, or neither if unknown.
+
+    stderr: the last of what it wrote. note: a hint such as out of memory, or ""."""
+
+    call: int
+    id: int
+    worker: int
+    exit: Optional[int]
+    signal: Optional[int]
+    stderr: str
+    note: str
+
+
+class Revoked(NamedTuple):
+    """These tasks have not been started here and will not be."""
+
+    call: int
+    ids: List[int]
+
+
+class Output(NamedTuple):
+    """What a task wrote. id: the task, or -1 between tasks. stream: 1 or 2."""
+
+    call: int
+    id: int
+    worker: int
+    stream: int
+    segments: Sequence[Buffer] = ()
+
+
+class Note(NamedTuple):
+    """Something for the run's report, such as a store that fell back to disk."""
+
+    text: str
+
+
+class Refused(NamedTuple):
+    """The call cannot be done on this host at all (no room for its params, for example)."""
+
+    call: int
+    reason: str
+
+
+class Ending(NamedTuple):
+    """The agent ends and takes no more work."""
+
+    reason: str
+
+
+# --- both ways ---------------------------------------------------------------------------------
+
+
+class Beat(NamedTuple):
+    """Nothing to say, and alive."""
+
+
+Message = Any  # one of the NamedTuples above
+
+KINDS = {
+    1: Hello, 2: Require, 3: Begin, 4: Task, 5: Blob, 6: Revoke, 7: Cancel, 8: End,
+    32: Welcome, 33: Lacks, 34: Missing, 35: Credit, 36: Started, 37: Result, 38: Failure,
+    39: Lost, 40: Revoked, 41: Output, 42: Note, 43: Refused, 44: Ending,
+    64: Beat,
+}  # fmt: skip
+FROM_MASTER = frozenset([Hello, Require, Begin, Task, Blob, Revoke, Cancel, End, Beat])
+FROM_AGENT = frozenset(KINDS.values()) - FROM_MASTER | {Beat}
+
+
+# --- what a field may hold ---------------------------------------------------------------------
+
+
+def _int(value):
+    return type(value) is int
+
+
+def _count(value):
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _str(value):
+    return type(value) is str
+
+
+def _digest(value):
+    return type(value) is str and len(value) == 64
+
+
+def _digest_or_empty(value):
+    return type(value) is str and len(value) in (0, 64)
+
+
+def _dict(value):
+    return type(value) is dict
+
+
+def _optional_int(value):
+    return value is None or type(value) is int
+
+
+def _list_of(check):
+    def checked(value):
+        return type(value) is list and all(map(check, value))
+
+    return checked
+
+
+def _task(item):
+    return (
+        type(item) is list
+        and len(item) == 3
+        and _count(item[0])
+        and (item[1] is None or _digest(item[1]))
+        and (item[2] is None or _count(item[2]))
+    )
+
+
+def _started(item):
+    return type(item) is list and len(item) == 2 and _count(item[0]) and _count(item[1])
+
+
+def _result(item):
+    return (
+        type(item) is list
+        and len(item) == 4
+        and _count(item[0])
+        and _count(item[1])
+        and _count(item[2])
+        and type(item[3]) in (int, float)
+        and item[3] >= 0
+    )
+
+
+CHECKS = {
+    Hello: (_int, _str, _str, _str, _count, _dict),
+    Require: (_count, _list_of(_str)),
+    Begin: (_count, _digest, _str, _digest_or_empty, _dict),
+    Task: (_count, _list_of(_task)),
+    Blob: (_digest, _count, _count),
+    Revoke: (_count, _list_of(_count)),
+    Cancel: (_count, _list_of(_count)),
+    End: (_count,),
+    Welcome: (_int, _str, _str, _str, _str, _count, _count, _count, _count, _count, _str,
+              _list_of(_str)),
+    Lacks: (_count, _list_of(_str)),
+    Missing: (_count, _list_of(_digest)),
+    Credit: (_count,),
+    Started: (_count, _list_of(_started)),
+    Result: (_count, _list_of(_result)),
+    Failure: (_count, _count, _count, _str, _str, _str),
+    Lost: (_count, _count, _count, _optional_int, _optional_int, _str, _str),
+    Revoked: (_count, _list_of(_count)),
+    Output: (_count, _int, _count, _count),
+    Note: (_str,),
+    Refused: (_count, _str),
+    Ending: (_str,),
+    Beat: (),
+}  # fmt: skip
+WITH_SEGMENTS = frozenset(cls for cls in CHECKS if "segments" in cls._fields)
+_KIND_OF = dict((cls, kind) for kind, cls in KINDS.items())
+
+
+def register(kind, cls, checks):
+    # type: (int, Any, Tuple[Any, ...]) -> None
+    """Add a message that only the agent and its workers exchange (kinds 128 and up)."""
+    global WITH_SEGMENTS
+    KINDS[kind] = cls
+    _KIND_OF[cls] = kind
+    CHECKS[cls] = checks
+    if "segments" in cls._fields:
+        WITH_SEGMENTS = WITH_SEGMENTS | {cls}
+
+
+# --- encode ------------------------------------------------------------------------------------
+
+_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=True).encode
+
+
+def encode(message):
+    # type: (Message) -> List[Buffer]
+    """The frame of a message, as a list of buffers to write in order. Segments are not copied."""
+    cls = type(message)
+    if cls in WITH_SEGMENTS:
+        segments = [part if isinstance(part, bytes) else memoryview(part).cast("B")
+                    for part in message.segments]  # fmt: skip
+        header = _dumps(message[:-1]).encode("ascii")
+    else:
+        segments = []
+        header = _dumps(message).encode("ascii")
+    lengths = [len(part) for part in segments]
+    head = HEAD.pack(MAGIC, _KIND_OF[cls], len(header), len(lengths))
+    if lengths:
+        table = struct.pack(">%dQ" % len(lengths), *lengths)
+        return [head + table + header] + segments
+    return [head + header]
+
+
+# --- decode ------------------------------------------------------------------------------------
+
+_LONG_NUMBER = re.compile(rb"[0-9]{20}")
+
+
+def _short_int(text):
+    if len(text) > 20:
+        raise ValueError("a number of %d digits" % len(text))
+    return int(text)
+
+
+def _parse(kind, header, segments):
+    # type: (int, bytes, List[bytearray]) -> Message
+    cls = KINDS[kind]
+    try:
+        # int() takes quadratic time on long digit strings, and older Pythons have no limit
+        hook = _short_int if _LONG_NUMBER.search(header) else None
+        fields = json.loads(header.decode("ascii"), parse_int=hook)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("%s: header is not JSON: %s" % (cls.__name__, error))
+    checks = CHECKS[cls]
+    if type(fields) is not list or len(fields) != len(checks):
+        raise ProtocolError("%s: header has the wrong form" % cls.__name__)
+    for name, check, value in zip(cls._fields, checks, fields):
+        if not check(value):
+            raise ProtocolError("%s: bad %s: %.100r" % (cls.__name__, name, value))
+    if cls in WITH_SEGMENTS:
+        fields.append(segments)
+    elif segments:
+        raise ProtocolError("%s: has %d segments and may have none" % (cls.__name__, len(segments)))
+    message = cls(*fields)
+    if cls is Result and sum(item[2] for item in message.tasks) != len(segments):
+        raise ProtocolError("Result: its tasks do not account for its segments")
+    return message
+
+
+class Decoder:
+    """Bytes in, messages out, however the bytes were cut.
+
+    allowed: the message classes that may arrive here; any other is a ProtocolError.
+    After a ProtocolError the decoder stays broken: a stream that went wrong once has no frame
+    boundaries left to trust."""
+
+    def __init__(self, allowed=None):
+        # type: (Optional[frozenset]) -> None
+        self._allowed = allowed
+        self._pending = bytearray()  # bytes of the next frame's head, table and header
+        self._want = HEAD.size  # no use in looking before so many bytes are pending
+        self._frame = None  # type: Optional[Tuple[int, bytes, List[int]]]
+        self._segments = []  # type: List[bytearray]
+        self._broken = None  # type: Optional[str]
+
+    def at_boundary(self):
+        # type: () -> bool
+        """True if the bytes so far end with a whole frame."""
+        return not self._pending and self._frame is None
+
+    def feed(self, data):
+        # type: (Buffer) -> List[Message]
+        """The messages completed by these bytes. Raises ProtocolError."""
+        if self._broken:
+            raise ProtocolError(self._broken)
+        try:
+            return self._feed(data)
+        except ProtocolError as error:
+            self._broken = str(error)
+            self._pending = bytearray()
+            self._segments = []
+            raise
+
+    def _feed(self, data):
+        # type: (Buffer) -> List[Message]
+        messages = []  # type: List[Message]
+        view = memoryview(data)
+        if self._frame is not None:
+            view = self._fill(view, messages)
+            if self._frame is not None:
+                return messages
+        if self._pending:
+            self._pending += view
+            if len(self._pending) < self._want:
+                return messages
+            source = self._pending
+            self._pending = bytearray()
+            view = memoryview(source)
+        position, end = 0, len(view)
+        while end - position >= HEAD.size:
+            magic, kind, header_length, count = HEAD.unpack_from(view, position)
+            self._check_head(magic, kind, header_length, count)
+            body = position + HEAD.size + 8 * count
+            ready = body + header_length
+            if ready > end:
+                self._want = ready - position
+                break
+            lengths = list(struct.unpack_from(">%dQ" % count, view, position + HEAD.size))
+            if count and max(lengths) > MAX_SEGMENT:
+                raise ProtocolError("a segment of %d bytes" % max(lengths))
+            header = bytes(view[body:ready])
+            missing = ready + sum(lengths) - end
+            if missing <= 0:
+                segments = []
+                for length in lengths:
+                    segments.append(bytearray(view[ready : ready + length]))
+                    ready += length
+                messages.append(_parse(kind, header, segments))
+                position = ready
+                continue
+            if missing < _STREAM_FROM:
+                self._want = ready + sum(lengths) - position
+                break
+            self._frame = (kind, header, lengths)
+            self._segments = [bytearray()]
+            rest = self._fill(view[ready:], messages)
+            assert not len(rest)
+            return messages
+        else:
+            self._want = HEAD.size
+        if position < end:
+            self._pending = bytearray(view[position:])
+        return messages
+
+    def _check_head(self, magic, kind, header_length, count):
+        # type: (bytes, int, int, int) -> None
+        if magic != MAGIC:
+            raise ProtocolError("not a jam frame: it starts with %r" % magic)
+        cls = KINDS.get(kind)
+        if cls is None or (self._allowed is not None and cls not in self._allowed):
+            raise ProtocolError(
+                "unexpected message: %s" % (cls.__name__ if cls else "kind %d" % kind)
+            )
+        if header_length > MAX_HEADER or count > MAX_SEGMENTS:
+            raise ProtocolError(
+                "%s: header of %d bytes, %d segments" % (cls.__name__, header_length, count)
+            )
+
+    def _fill(self, view, messages):
+        # type: (memoryview, List[Message]) -> memoryview
+        """Give the open frame what it misses; returns what is left over."""
+        assert self._frame is not None
+        kind, header, lengths = self._frame
+        while True:
+            segment = self._segments[-1]
+            need = lengths[len(self._segments) - 1] - len(segment)
+            segment += view[:need]
+            if need > len(view):
+                return view[len(view) :]
+            view = view[need:]
+            if len(self._segments) == len(lengths):
+                break
+            self._segments.append(bytearray())
+        segments, self._segments, self._frame = self._segments, [], None
+        self._want = HEAD.size
+        messages.append(_parse(kind, header, segments))
+        return view
