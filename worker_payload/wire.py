@@ -24,7 +24,9 @@ HEAD = struct.Struct(">4sBII")
 
 MAX_HEADER = 16 << 20  # a header holds names and numbers; past this it is not ours
 MAX_SEGMENTS = 1 << 20
-MAX_SEGMENT = 1 << 44  # lengths are believed only as far as bytes have come: nothing is allocated ahead
+MAX_SEGMENT = (
+    1 << 44
+)  # lengths are believed only as far as bytes have come: nothing is allocated ahead
 CHUNK = 256 << 10  # blobs travel in pieces of this size, so that a small message never waits long
 _STREAM_FROM = 64 << 10  # a frame with more than this missing is filled segment by segment
 
