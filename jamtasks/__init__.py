@@ -1,0 +1,66 @@
+"""jam: the machines you can SSH into, as one computer.
+
+>>> from jamtasks import Master
+>>> with Master() as master:                                        # doctest: +SKIP
+...     print(master.run("examples.sum_matrix"))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .datasets import (
+        BaseDataSet,
+        DataSet,
+        FilesDataSet,
+        ListDataSet,
+        NpyFileDataSet,
+        NumpyMatrixDataSet,
+        NumpyMatrixFileDataSet,
+        TextLinesDataSet,
+    )
+    from .errors import JamError, NoHostsError, ReduceError, TaskFailed, TaskLost, UsageError
+    from .master import Master
+    from .reduction import default_reduce
+    from .report import HostReport, RunReport
+    from .settings import HostSpec, Settings
+
+# Loaded when first used: `inv --list` and a program that only imports us need none of it.
+_HOME = {
+    "BaseDataSet": "datasets",
+    "DataSet": "datasets",
+    "FilesDataSet": "datasets",
+    "ListDataSet": "datasets",
+    "NpyFileDataSet": "datasets",
+    "NumpyMatrixDataSet": "datasets",
+    "NumpyMatrixFileDataSet": "datasets",
+    "TextLinesDataSet": "datasets",
+    "JamError": "errors",
+    "NoHostsError": "errors",
+    "ReduceError": "errors",
+    "TaskFailed": "errors",
+    "TaskLost": "errors",
+    "UsageError": "errors",
+    "Master": "master",
+    "default_reduce": "reduction",
+    "HostReport": "report",
+    "RunReport": "report",
+    "HostSpec": "settings",
+    "Settings": "settings",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

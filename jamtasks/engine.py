@@ -1,0 +1,648 @@
+"""Threads that carry bytes between channels and sessions, and drive the schedulers.
+
+Per host: one thread connects, reads, and connects again when the host is lost; one writes blobs.
+One more thread keeps time: beats, silent hosts, slow tasks. All state is guarded by one lock,
+which is never held during I/O, hashing, decoding or anybody's map function.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from worker_payload import wire
+from worker_payload.wire import Buffer, ProtocolError
+
+from . import scheduler as plan
+from .errors import HostError, JamError, NoHostsError, TaskFailed, TaskLost
+from .session import Session
+
+if TYPE_CHECKING:
+    from .bootstrap import Attached
+    from .settings import HostSpec, Settings
+
+BEAT_EVERY = 2.0
+TICK = 0.5
+READ_SIZE = 1 << 20
+RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost host
+LAG_MAX = 64 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
+JOIN_SECONDS = 5.0
+SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
+
+Attach = Callable[["HostSpec"], "Attached"]
+
+
+@dataclass
+class Call:
+    """One map call under way. Guarded by the engine's lock."""
+
+    id: int
+    begin: wire.Begin
+    blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]  # code and params
+    slice_of: Callable[[int], Any] | None  # task -> SliceRef; None without a dataset
+    scheduler: plan.Scheduler
+    requires: tuple[str, ...]
+    needs_numpy: bool
+    keep_going: bool
+    results: deque[tuple[int, str, list[bytearray]]] = field(default_factory=deque)
+    lag: int = 0  # bytes in `results`
+    failures: list[TaskFailed] = field(default_factory=list)
+    failures_seen: int = 0
+    error: BaseException | None = None
+    over: bool = False
+    head_only: int | None = None  # the fold is full: hand out nothing but this task
+    begun: set[Session] = field(default_factory=set)  # those that have the Begin
+    named: dict[str, int] = field(default_factory=dict)  # host -> bytes of slices named to it
+    sent: dict[str, int] = field(default_factory=dict)
+    finished_by: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    lost_workers: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more will come."""
+        return self.over or self.error is not None or self.scheduler.left == 0
+
+
+class Link:
+    """One host, over all its connections."""
+
+    def __init__(self, engine: Engine, spec: HostSpec):
+        self.engine = engine
+        self.spec = spec
+        self.label: str = spec.label
+        self.state = "connecting"  # up | lost | unreachable | closed
+        self.error: HostError | None = None
+        self.session: Session | None = None
+        self.attached: Attached | None = None
+        self.answers: dict[tuple[str, ...], tuple[str, ...]] = {}  # Require -> Lacks
+        self.asked: dict[int, tuple[str, ...]] = {}
+        self.notes: list[str] = []
+        self.last_welcome: wire.Welcome | None = None
+        self.last_heard = 0.0
+        self.reading = False  # silence counts only while somebody listens
+        self._wake = threading.Condition(engine.lock)
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._live, name=f"jam {self.label}", daemon=True)
+        self._writer: threading.Thread | None = None
+
+    # --- facts about the host (under the lock) ---------------------------------------------
+
+    @property
+    def welcome(self) -> wire.Welcome | None:
+        return self.session.welcome if self.session is not None else None
+
+    @property
+    def workers(self) -> int:
+        if self.spec.workers:
+            return self.spec.workers
+        return self.last_welcome.workers if self.last_welcome is not None else 0
+
+    # --- life ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _live(self) -> None:
+        engine, pause = self.engine, RETRY_FIRST
+        while not engine.closing:
+            try:
+                attached = engine.attach(self.spec)
+            except HostError as error:
+                again = error.retry or self.state == "lost"
+                with engine.lock:
+                    self.error = error
+                    if self.state != "lost":
+                        self.state = "unreachable"
+                    engine.changed.notify_all()
+                if not again:
+                    return
+            except Exception as error:  # a bug or a broken machine must not look like a hang
+                with engine.lock:
+                    self.error = HostError(self.label, f"{type(error).__name__}: {error}")
+                    self.state = "unreachable"
+                    engine.changed.notify_all()
+                return
+            else:
+                began = time.monotonic()
+                reason = self._serve(attached)
+                self._lose(reason)
+                if time.monotonic() - began > RETRY_MAX:
+                    pause = RETRY_FIRST
+            # the pause is full of jitter: hosts lost together do not come back together
+            engine.closed.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(RETRY_MAX, pause * 2)
+
+    def _serve(self, attached: Attached) -> str:
+        """Talk until the channel ends; returns why it did."""
+        engine, channel = self.engine, attached.channel
+        with engine.lock:
+            if engine.closing:
+                channel.close()
+                return "closed"
+            session = Session(engine.hello(self.spec))
+            self.session, self.attached = session, attached
+            self.answers, self.asked = {}, {}
+            self.last_heard = time.monotonic()
+        self._writer = threading.Thread(
+            target=self._write, args=(session, attached), name=f"jam {self.label} out", daemon=True
+        )
+        self._writer.start()
+        reason = "the connection was closed"
+        try:
+            self.flush(session)
+            data: Buffer = attached.head
+            while True:
+                if data:
+                    self._received(session, data)
+                self.reading = True
+                data = channel.read(READ_SIZE)
+                self.reading = False
+                self.last_heard = time.monotonic()
+                if not data:
+                    break
+        except (HostError, ProtocolError) as error:
+            reason = error.reason if isinstance(error, HostError) else f"protocol error: {error}"
+        except OSError as error:
+            reason = str(error)
+        finally:
+            self.reading = False
+            tail = channel.stderr_tail().strip()
+            channel.close()
+            with engine.lock:
+                if self.error is not None:  # the ticker gave it up
+                    reason = self.error.reason
+                elif tail:
+                    reason = f"{reason} ({tail.splitlines()[-1][:300]})"
+                self.session = None
+                self.attached = None
+                self._wake.notify_all()
+            self._writer.join(JOIN_SECONDS)
+        return reason
+
+    def _lose(self, reason: str) -> None:
+        engine = self.engine
+        with engine.lock:
+            if engine.closing:
+                self.state = "closed"
+                return
+            self.state = "lost"
+            self.error = self.error or HostError(self.label, reason, retry=True)
+            for call in engine.calls.values():
+                call.scheduler.remove_host(self.label)
+                call.notes.append(f"{self.label} was lost: {reason}")
+            engine.changed.notify_all()
+        engine.dispatch()
+
+    def _received(self, session: Session, data: Buffer) -> None:
+        engine = self.engine
+        outputs: list[tuple[Call | None, wire.Output]] = []
+        with engine.lock:
+            now = time.monotonic()
+            for message in session.receive(data, now):
+                if isinstance(message, wire.Output):
+                    outputs.append((engine.calls.get(message.call), message))
+                else:
+                    engine.handle(self, session, message, now)
+        engine.dispatch()
+        for _, message in outputs:
+            engine.on_output(self.label, message)
+        with engine.lock:
+            lagging = [call for call in engine.calls.values() if call.lag > LAG_MAX]
+            for call in lagging:
+                engine.changed.wait_for(
+                    lambda call=call: call.lag <= LAG_MAX // 2 or call.settled or engine.closing
+                )
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def flush(self, session: Session) -> None:
+        """Write what is queued: small messages from this very thread if nobody else is writing."""
+        attached = self.attached
+        if attached is None or self.session is not session:
+            return
+        if self._writing.acquire(blocking=False):
+            try:
+                while True:
+                    with self.engine.lock:
+                        buffers = session.control()
+                    if not buffers:
+                        break
+                    attached.channel.write(buffers)
+            except (HostError, OSError):
+                attached.channel.close()  # the reader sees the end and says why
+                return
+            finally:
+                self._writing.release()
+        with self.engine.lock:
+            if session.has_pending():
+                self._wake.notify_all()
+
+    def _write(self, session: Session, attached: Attached) -> None:
+        lock = self.engine.lock
+        try:
+            while True:
+                with lock:
+                    self._wake.wait_for(
+                        lambda: self.session is not session or session.has_pending()
+                    )
+                    if self.session is not session:
+                        return
+                with self._writing:
+                    with lock:
+                        buffers = session.pending()
+                    if buffers:
+                        attached.channel.write(buffers)
+        except (HostError, OSError):
+            attached.channel.close()
+        except Exception as error:  # a dataset's slice() failed while it was being sent
+            with lock:
+                for call in self.engine.calls.values():
+                    call.error = call.error or error
+                self.engine.changed.notify_all()
+            attached.channel.close()
+
+    def give_up(self, reason: str) -> None:
+        """Called by the timekeeper: the host is silent."""
+        attached = self.attached
+        self.error = HostError(self.label, reason, retry=True)
+        if attached is not None:
+            # closing may wait for a dead peer: not in the thread that watches all the others
+            threading.Thread(target=attached.channel.close, daemon=True).start()
+
+    def join(self, deadline: float) -> None:
+        for thread in (self._thread, self._writer):
+            if thread is not None and thread.ident and thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class Engine:
+    """All hosts of one Master. attach: opens a channel to a host's agent (blocking)."""
+
+    def __init__(
+        self,
+        specs: Sequence[HostSpec],
+        settings: Settings,
+        *,
+        build: str,
+        project: str,
+        attach: Attach,
+        on_output: Callable[[str, wire.Output], None],
+    ):
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.settings = settings
+        self.attach = attach
+        self.on_output = on_output
+        self.closing = False
+        self.closed = threading.Event()
+        self.calls: dict[int, Call] = {}
+        self._build, self._project = build, project
+        self._name = f"{random.getrandbits(64):016x}"
+        self._next = 0
+        self.links = {spec.label: Link(self, spec) for spec in specs}
+        self._ticker = threading.Thread(target=self._tick, name="jam time", daemon=True)
+
+    # --- life ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        for link in self.links.values():
+            link.start()
+        self._ticker.start()
+
+    def close(self) -> None:
+        """End all connections and threads. Agents stay, and end what was left of our calls."""
+        with self.lock:
+            self.closing = True
+            self.closed.set()
+            channels = [link.attached.channel for link in self.links.values() if link.attached]
+            self.changed.notify_all()
+        for channel in channels:
+            channel.close()
+        deadline = time.monotonic() + JOIN_SECONDS
+        for link in self.links.values():
+            link.join(deadline)
+        if self._ticker.ident:
+            self._ticker.join(JOIN_SECONDS)
+
+    def hello(self, spec: HostSpec) -> wire.Hello:
+        settings = {"threads": spec.threads, "nice": spec.nice, "env": dict(spec.env)}
+        return wire.Hello(
+            wire.VERSION, self._build, self._project, self._name, spec.workers or 0, settings
+        )
+
+    def wait_ready(self, timeout: float) -> list[Link]:
+        """The hosts that are up, once all have answered or failed, or the time is over.
+
+        Raises NoHostsError naming every host and its reason."""
+        with self.lock:
+            self.changed.wait_for(
+                lambda: all(link.state != "connecting" for link in self.links.values()), timeout
+            )
+            up = [link for link in self.links.values() if link.state == "up"]
+            if not up:
+                # somebody may still be coming back
+                self.changed.wait_for(
+                    lambda: (
+                        any(link.state == "up" for link in self.links.values())
+                        or not any(self.hope(link) for link in self.links.values())
+                    ),
+                    timeout,
+                )
+                up = [link for link in self.links.values() if link.state == "up"]
+            if not up:
+                raise self.no_hosts()
+            return up
+
+    def hope(self, link: Link) -> bool:
+        """Whether this host may still come (back)."""
+        return link.state in ("connecting", "lost") or bool(link.error and link.error.retry)
+
+    def no_hosts(self) -> NoHostsError:
+        errors = [link.error for link in self.links.values() if link.error is not None]
+        if len(errors) == 1 and len(self.links) == 1:
+            return NoHostsError(errors[0].message, errors[0].hint)
+        lines = [
+            f"{link.label}: {link.error.reason if link.error else 'no answer'}"
+            for link in self.links.values()
+        ]
+        hints = {error.hint for error in errors if error.hint}
+        return NoHostsError(
+            "no host could be reached: " + "; ".join(lines),
+            hints.pop() if len(hints) == 1 else None,
+        )
+
+    # --- calls -----------------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        with self.lock:
+            self._next += 1
+            return self._next
+
+    def lacking(self, links: Sequence[Link], names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Which of these modules each host cannot import. Asks each host once."""
+        if not names:
+            return {}
+        asked = []
+        with self.lock:
+            for link in links:
+                if link.session is not None and names not in link.answers:
+                    self._next += 1
+                    link.asked[self._next] = names
+                    link.session.send(wire.Require(self._next, list(names)))
+                    asked.append((link, link.session))
+        for link, session in asked:
+            link.flush(session)
+        with self.lock:
+            self.changed.wait_for(
+                lambda: all(link.session is None or names in link.answers for link in links),
+                self.settings.dead_after + BEAT_EVERY,
+            )
+            return {link.label: link.answers[names] for link in links if link.answers.get(names)}
+
+    def submit(self, call: Call, links: Sequence[Link], *, pinned: bool) -> None:
+        """Start a call on these hosts; others that come up join it.
+
+        pinned: one task per worker, in the order of hosts and workers, each for that worker."""
+        with self.lock:
+            self.calls[call.id] = call
+            task = 0
+            for link in links:
+                if link.session is None:
+                    continue
+                if not pinned:
+                    call.scheduler.add_host(link.label, link.workers)
+                    continue
+                call.scheduler.add_host(link.label, link.workers, settle=False)
+                for worker in range(link.workers):
+                    if task < call.scheduler.tasks:
+                        call.scheduler.pin(task, link.label, worker)
+                        task += 1
+        self.dispatch()
+
+    def finish(self, call: Call) -> None:
+        """Forget a call; end what is left of it everywhere."""
+        flush = []
+        with self.lock:
+            call.over = True
+            self.calls.pop(call.id, None)
+            held = {action.host: action.tasks for action in call.scheduler.abandon()}
+            for link in self.links.values():
+                session = link.session
+                if session is not None and session in call.begun:
+                    self._count_sent(call, link, session)
+                    if link.label in held:
+                        session.send(wire.Cancel(call.id, []))
+                    session.send(wire.End(call.id))
+                    flush.append((link, session))
+        for link, session in flush:
+            link.flush(session)
+
+    def _count_sent(self, call: Call, link: Link, session: Session) -> None:
+        sent = session.slice_bytes_sent.pop(call.id, 0)
+        call.sent[link.label] = call.sent.get(link.label, 0) + sent
+
+    def handle(self, link: Link, session: Session, message: Any, now: float) -> None:
+        """One message from a host, under the lock."""
+        if isinstance(message, wire.Welcome):
+            link.state, link.error = "up", None
+            link.notes = list(message.notes)
+            link.last_welcome = message
+            for call in self.calls.values():
+                self._admit(call, link, session)
+            self.changed.notify_all()
+        elif isinstance(message, wire.Lacks):
+            names = link.asked.pop(message.request, None)
+            if names is not None:
+                link.answers[names] = tuple(message.names)
+                for call in self.calls.values():
+                    if call.requires == names:
+                        self._admit(call, link, session)
+                self.changed.notify_all()
+        elif isinstance(message, wire.Note):
+            link.notes.append(message.text)
+        elif isinstance(message, wire.Ending):
+            link.notes.append(f"its agent ended: {message.reason}")
+        else:
+            call = self.calls.get(message.call)
+            if call is not None:
+                self._of_call(call, link, message, now)
+
+    def _admit(self, call: Call, link: Link, session: Session) -> None:
+        """Let a host that came up during a call take part, if it has what the call needs."""
+        welcome = session.welcome
+        if call.settled or welcome is None:
+            return
+        if call.needs_numpy and not welcome.numpy:
+            call.notes.append(f"{link.label} came up without numpy, and takes no part")
+        elif call.requires and call.requires not in link.answers:
+            self._next += 1
+            link.asked[self._next] = call.requires
+            session.send(wire.Require(self._next, list(call.requires)))
+        elif call.requires and link.answers[call.requires]:
+            lacks = ", ".join(link.answers[call.requires])
+            call.notes.append(f"{link.label} came up without {lacks}, and takes no part")
+        else:
+            call.scheduler.add_host(link.label, link.workers)
+            call.notes.append(f"{link.label} joined")
+
+    def _of_call(self, call: Call, link: Link, message: Any, now: float) -> None:
+        sched, host = call.scheduler, link.label
+        if isinstance(message, wire.Result):
+            position = 0
+            for task, _worker, count, seconds in message.tasks:
+                segments = message.segments[position : position + count]
+                position += count
+                if sched.finished(host, task, seconds):
+                    call.finished_by[host] = call.finished_by.get(host, 0) + 1
+                    call.lag += sum(map(len, segments))
+                    call.results.append((task, host, list(segments)))
+        elif isinstance(message, wire.Failure):
+            if sched.finished(host, message.id, 0.0):
+                self._fail(
+                    call,
+                    TaskFailed(
+                        host=host, slice=message.id, type=message.type, message=message.message,
+                        traceback=message.traceback,
+                    ),
+                )  # fmt: skip
+        elif isinstance(message, wire.Lost):
+            call.lost_workers += 1
+            how = how_it_died(message)
+            call.notes.append(f"a worker on {host} died at slice {message.id}: {how}")
+            if not sched.killed(host, message.id) and sched.finished(host, message.id, 0.0):
+                self._fail(
+                    call,
+                    TaskLost(
+                        host=host, slice=message.id, type="WorkerDied", traceback=message.stderr,
+                        message=f"{sched.kills(message.id)} workers died of it, the last one: {how}",
+                    ),
+                )  # fmt: skip
+        elif isinstance(message, wire.Started):
+            sched.running(host, [task for task, _worker in message.tasks], now)
+        elif isinstance(message, wire.Revoked):
+            sched.revoked(host, message.ids)
+        elif isinstance(message, wire.Refused):
+            sched.remove_host(host)
+            call.notes.append(f"{host} takes no part: {message.reason}")
+            if not any(label in sched for label in self.links):
+                call.error = call.error or JamError(f"{host}: {message.reason}")
+        self.changed.notify_all()
+
+    def _fail(self, call: Call, failure: TaskFailed) -> None:
+        call.failures.append(failure)
+        if not call.keep_going:
+            call.error = call.error or failure
+
+    def dispatch(self) -> None:
+        """Send what the schedulers want sent. Called without the lock, from any thread."""
+        todo: list[tuple[Call, Link, Session, plan.Action]] = []
+        flush: dict[int, tuple[Link, Session]] = {}
+        with self.lock:
+            now = time.monotonic()
+            for call in self.calls.values():
+                if call.settled:
+                    continue
+                for action in call.scheduler.actions(now, call.head_only):
+                    link = self.links[str(action.host)]
+                    if link.session is not None:
+                        todo.append((call, link, link.session, action))
+            for link in self.links.values():
+                if link.session is not None and link.session.has_control():
+                    flush[id(link)] = (link, link.session)
+        for call, link, session, action in todo:
+            try:
+                self._send(call, link, session, action)
+            except Exception as error:  # a dataset's own slice() raised
+                with self.lock:
+                    call.error = call.error or error
+                    self.changed.notify_all()
+            if not isinstance(action, plan.Assign):
+                flush[id(link)] = (link, session)
+        for link, session in flush.values():
+            link.flush(session)
+
+    def _send(self, call: Call, link: Link, session: Session, action: plan.Action) -> None:
+        if not isinstance(action, plan.Assign):
+            kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
+            with self.lock:
+                if link.session is session and not call.over:
+                    session.send(kind(call.id, list(action.tasks)))
+            return
+        tasks: list[list[Any]] = []
+        refs: list[Any] = []
+        hashed = 0
+        for task, worker in zip(action.tasks, action.workers):
+            ref = call.slice_of(task) if call.slice_of is not None else None
+            # digests are made here, without the lock, while earlier slices are on their way
+            tasks.append([task, ref.digest if ref is not None else None, worker])
+            if ref is not None:
+                refs.append(ref)
+                hashed += ref.size
+            if hashed > SEND_AFTER_BYTES:
+                self._send_tasks(call, link, session, tasks, refs)
+                tasks, refs, hashed = [], [], 0
+        if tasks:
+            self._send_tasks(call, link, session, tasks, refs)
+
+    def _send_tasks(
+        self, call: Call, link: Link, session: Session, tasks: list[list[Any]], refs: list[Any]
+    ) -> None:
+        with self.lock:
+            if link.session is not session or call.over:
+                return
+            if session not in call.begun:
+                call.begun.add(session)
+                for digest, size, parts in call.blobs:
+                    session.offer(call.id, digest, size, parts, of_slice=False)
+                session.send(call.begin)
+            for ref in refs:
+                if session.offer(call.id, ref.digest, ref.size, ref.parts, of_slice=True):
+                    call.named[link.label] = call.named.get(link.label, 0) + ref.size
+            session.send(wire.Task(call.id, tasks))
+        link.flush(session)
+
+    # --- time ------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        beat = time.monotonic()
+        while not self.closed.wait(TICK):
+            with self.lock:
+                now = time.monotonic()
+                beats = now - beat >= BEAT_EVERY
+                for link in self.links.values():
+                    session = link.session
+                    if session is None:
+                        continue
+                    silent = now - link.last_heard
+                    if link.reading and silent > self.settings.dead_after and link.error is None:
+                        link.give_up(f"silent for {silent:.0f} s")
+                    elif beats:
+                        session.send(wire.Beat())
+            if beats:
+                beat = now
+            self.dispatch()
+
+
+def how_it_died(message: wire.Lost) -> str:
+    """'signal 9 (SIGKILL), out of memory?' or 'exit code 3', with the last line of stderr."""
+    import signal
+
+    if message.signal is not None:
+        try:
+            how = f"signal {message.signal} ({signal.Signals(message.signal).name})"
+        except ValueError:
+            how = f"signal {message.signal}"
+    elif message.exit is not None:
+        how = f"exit code {message.exit}"
+    else:
+        how = "for an unknown reason"
+    if message.note:
+        how += f", {message.note}"
+    lines = message.stderr.strip().splitlines()
+    return f"{how}: {lines[-1][:200]}" if lines else how

@@ -1,0 +1,428 @@
+"""Master: map calls for programs.
+
+>>> from jamtasks import Master
+>>> with Master(["lab1", "lab2"]) as master:                        # doctest: +SKIP
+...     total = master.run("examples.sum_matrix", dataset=matrix)
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from worker_payload import codec, wire
+from worker_payload.wire import Buffer
+
+from . import scheduler as plan
+from .engine import Call, Engine, Link
+from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
+from .report import HostReport, RunReport
+
+if TYPE_CHECKING:
+    from .datasets import Slices
+    from .modules import Bundle
+    from .settings import HostSpec, Settings
+
+INLINE_PARAMS = 32 << 10  # bytes: larger params travel as a blob, one copy per host
+POLL = 1.0  # seconds between looks at what has no event of its own
+
+Progress = Callable[[int, int, int], None]
+OnOutput = Callable[[str, int, int, str], None]
+
+
+class Master:
+    """Map calls on many hosts, over connections that live as long as the Master.
+
+    hosts: names such as "me@lab1:2222*4" (or one string with commas), or HostSpecs; None means
+    those of hosts.yaml, and this machine if there is no such file. project: agents of different
+    projects never share anything but stored data. on_output(host, slice, stream, line) gets what
+    map functions print (stream 1 or 2); the default writes it to stderr, with host and slice in
+    front. progress(done, total, failed) is called whenever slices have been answered.
+
+    A Master is a context manager; `close` ends its connections. `run` may be called from one
+    thread at a time. Raises SettingsError or UsageError for names that mean nothing."""
+
+    def __init__(
+        self,
+        hosts: str | Iterable[str | HostSpec] | None = None,
+        project: str = "default",
+        *,
+        settings: Settings | None = None,
+        hosts_file: str | None = None,
+        accept_new: bool = False,
+        on_output: OnOutput | None = None,
+        progress: Progress | None = None,
+    ):
+        from . import archive, bootstrap
+        from . import settings as settings_module
+
+        if settings is None:
+            settings = settings_module.load(hosts_file, accept_new=accept_new)
+        self.settings = settings
+        self.project = settings_module.check_project(project)
+        names = hosts if hosts is None or isinstance(hosts, str) else list(hosts)
+        self._specs = settings.select(names)
+        self._progress = progress
+        self._printer = _Printer(on_output or _print_output)
+        self._last_run: RunReport | None = None
+        self._reasons: list[str] = []
+        self._engine = Engine(
+            self._specs,
+            settings,
+            build=archive.payload().build,
+            project=project,
+            attach=lambda spec: bootstrap.attach(spec, settings, project),
+            on_output=self._printer.feed,
+        )
+        self._running = threading.Lock()
+        self._closed = False
+        self._engine.start()
+
+    # --- life ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End all connections. What still runs for this Master at the hosts is ended there."""
+        if not self._closed:
+            self._closed = True
+            self._engine.close()
+
+    def __enter__(self) -> Master:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def last_run(self) -> RunReport:
+        """The report of the last `run`, also of one that failed. Raises UsageError before any."""
+        if self._last_run is None:
+            raise UsageError("no run has been made with this Master yet")
+        return self._last_run
+
+    def wait(self, timeout: float | None = None) -> tuple[HostReport, ...]:
+        """Wait until every host is up or has failed (or for `timeout` seconds); the hosts then.
+
+        Raises NoHostsError if none is up."""
+        self._engine.wait_ready(self.settings.connect_timeout if timeout is None else timeout)
+        return self.hosts()
+
+    def hosts(self) -> tuple[HostReport, ...]:
+        """The hosts as they are now."""
+        with self._engine.lock:
+            return tuple(self._host_report(link, None) for link in self._engine.links.values())
+
+    # --- a map call ------------------------------------------------------------------------
+
+    def run(
+        self,
+        module: ModuleType | str,
+        params: Any = None,
+        dataset: Any = None,
+        *,
+        slice_size: int | None = None,
+        keep_going: bool = False,
+        writable: bool = False,
+        speculate: bool | None = None,
+    ) -> Any:
+        """Map `module.mapfunc(params, slice)` over the slices of the dataset, and reduce.
+
+        module: a module object or its name. params: any object of plain values and arrays, sent
+        in full. dataset: a DataSet, or anything `DataSet(x)` takes; None calls mapfunc once per
+        worker with None. slice_size: items (rows, lines, files) per slice. The answers are
+        reduced pairwise in slice order by `module.reduce(a, b)`, or by `default_reduce`.
+
+        Every slice is computed at least once; its answer is used exactly once. keep_going: an
+        exception does not end the run; what failed is in `last_run.failures` and left out of the
+        result. writable: map functions may write to their slices (private copies). speculate:
+        False forbids second copies of slow slices (default: `module.speculate`, else True).
+
+        Raises TaskFailed, TaskLost, ReduceError, NoHostsError, ModuleError, DataSetError,
+        EncodingError. On KeyboardInterrupt the hosts end their tasks and stay usable."""
+        from . import datasets, modules
+
+        if self._closed:
+            raise UsageError("this Master is closed")
+        if not self._running.acquire(blocking=False):
+            raise UsageError("this Master is running a call: one at a time, or use another Master")
+        try:
+            began = time.monotonic()
+            bundle = modules.bundle(module)
+            data = datasets.as_dataset(dataset) if dataset is not None else None
+            encoded = _encode_params(params)
+            links = self._engine.wait_ready(self.settings.connect_timeout)
+            slices = None
+            if data is not None:
+                slices = data.plan(sum(link.workers for link in links), slice_size)
+            self._check_modules(bundle, slices, encoded, links)
+            links = self._check_room(encoded, links)
+            if speculate is None:
+                speculate = bool(getattr(bundle.module, "speculate", True))
+            call = self._call(bundle, slices, encoded, links, keep_going, writable, speculate)
+            return self._drive(call, bundle, links, began)
+        finally:
+            self._running.release()
+
+    def _check_modules(
+        self, bundle: Bundle, slices: Slices | None, params: _Params, links: Sequence[Link]
+    ) -> None:
+        """Refuse, before anything is sent, what a host lacks. Raises ModuleError naming hosts."""
+        needed: dict[str, list[str]] = {}
+        if params.needs_numpy or (slices is not None and slices[0].needs_numpy):
+            without = [link.label for link in links if link.welcome and not link.welcome.numpy]
+            if without:
+                needed["numpy"] = without
+        names = tuple(sorted(bundle.third_party))
+        for host, lacks in self._engine.lacking(links, names).items():
+            for name in lacks:
+                hosts = needed.setdefault(name, [])
+                if host not in hosts:
+                    hosts.append(host)
+        if needed:
+            what = "; ".join(
+                f"{name} is missing on {', '.join(hosts)}" for name, hosts in needed.items()
+            )
+            raise ModuleError(
+                f"{bundle.name} cannot run: {what}",
+                "install it there, set `python:` or `prepare:` of the host to an environment that "
+                "has it, or leave the host out",
+            )
+
+    def _check_room(self, params: _Params, links: Sequence[Link]) -> list[Link]:
+        if params.begin_digest == "":
+            return list(links)
+        room = {link: link.welcome.store if link.welcome else 0 for link in links}
+        fit = [link for link in links if room[link] >= params.size]
+        if not fit:
+            where = ", ".join(
+                f"{link.label} has room for {space:,}" for link, space in room.items()
+            )
+            raise EncodingError(f"params of {params.size:,} bytes fit on no host: {where}")
+        return fit
+
+    def _call(
+        self,
+        bundle: Bundle,
+        slices: Slices | None,
+        params: _Params,
+        links: Sequence[Link],
+        keep_going: bool,
+        writable: bool,
+        speculate: bool,
+    ) -> Call:
+        ident = self._engine.next_id()
+        blobs = [(bundle.digest, bundle.size, lambda: bundle.parts)]
+        if params.begin_digest:
+            blobs.append((params.begin_digest, params.size, lambda: params.parts))
+        count = len(slices) if slices is not None else sum(link.workers for link in links)
+        sched = plan.Scheduler(count, speculate=speculate and slices is not None)
+        call = Call(
+            id=ident,
+            begin=wire.Begin(
+                ident, bundle.digest, bundle.name, params.begin_digest,
+                {"writable": writable}, params.inline,
+            ),
+            blobs=blobs,
+            slice_of=slices.__getitem__ if slices is not None else None,
+            scheduler=sched,
+            requires=tuple(sorted(bundle.third_party)),
+            needs_numpy=params.needs_numpy or (slices is not None and slices[0].needs_numpy),
+            keep_going=keep_going,
+        )  # fmt: skip
+        return call
+
+    def _drive(self, call: Call, bundle: Bundle, links: Sequence[Link], began: float) -> Any:
+        """Hand out, fold as answers come, clean up whatever happens."""
+        from .reduction import OrderedFold, default_reduce
+
+        engine = self._engine
+        fold = OrderedFold(getattr(bundle.module, "reduce", None) or default_reduce,
+                           call.scheduler.tasks)  # fmt: skip
+        try:
+            engine.submit(call, links, pinned=call.slice_of is None)
+            while True:
+                batch, failed = self._next_batch(call)
+                for task, host, segments in batch:
+                    decode = functools.partial(_decode, bundle.modules, host, task)
+                    fold.add(task, segments, decode)
+                for failure in failed:
+                    fold.skip(failure.slice)
+                with engine.lock:
+                    call.head_only = fold.next if fold.full else None
+                if not batch and not failed:
+                    break
+                if self._progress is not None:
+                    self._progress(call.scheduler.done, call.scheduler.tasks, len(call.failures))
+            if call.failures and len(call.failures) == call.scheduler.tasks:
+                raise call.failures[0]
+            return fold.result()
+        except BaseException:
+            engine.finish(call)
+            raise
+        finally:
+            engine.finish(call)
+            self._printer.end(call.id)
+            fold.close()
+            self._last_run = self._run_report(call, links, time.monotonic() - began)
+
+    def _next_batch(
+        self, call: Call
+    ) -> tuple[list[tuple[int, str, list[bytearray]]], list[TaskFailed]]:
+        """Answers to fold; empty lists when the call is over. Raises the call's error."""
+        engine = self._engine
+        gone_since: float | None = None
+        seen = call.failures_seen
+        with engine.lock:
+            while True:
+                if call.error is not None:
+                    raise call.error
+                if call.results or len(call.failures) > seen:
+                    batch = list(call.results)
+                    call.results.clear()
+                    call.lag = 0
+                    call.failures_seen = len(call.failures)
+                    engine.changed.notify_all()
+                    return batch, call.failures[seen:]
+                if call.settled:
+                    return [], []
+                engine.changed.wait(POLL)
+                if any(label in call.scheduler for label in engine.links):
+                    gone_since = None
+                    continue
+                now = time.monotonic()
+                gone_since = gone_since or now
+                hope = any(engine.hope(link) for link in engine.links.values())
+                if not hope or now - gone_since > self.settings.give_up_after:
+                    raise engine.no_hosts()
+
+    # --- reports ---------------------------------------------------------------------------
+
+    def _host_report(self, link: Link, call: Call | None) -> HostReport:
+        welcome = link.welcome or link.last_welcome
+        notes = list(link.notes)
+        if link.error is not None:
+            notes.append(link.error.reason)
+        named = call.named.get(link.label, 0) if call else 0
+        sent = call.sent.get(link.label, 0) if call else 0
+        return HostReport(
+            name=link.label,
+            state=link.state,
+            workers=link.workers,
+            python=welcome.python if welcome else "",
+            numpy=welcome.numpy if welcome else "",
+            tasks=call.finished_by.get(link.label, 0) if call else 0,
+            bytes_sent=sent,
+            bytes_cached=max(0, named - sent),
+            note="; ".join(notes),
+        )
+
+    def _run_report(self, call: Call, links: Sequence[Link], seconds: float) -> RunReport:
+        with self._engine.lock:
+            hosts = tuple(self._host_report(link, call) for link in self._engine.links.values())
+            notes = list(call.notes)
+            if call.scheduler.moved:
+                moved = ", ".join(map(str, sorted(call.scheduler.moved)))
+                notes.append(f"calls of a lost host ran elsewhere: {moved}")
+        return RunReport(
+            slices=call.scheduler.tasks,
+            workers=sum(host.workers for host in hosts if host.state == "up"),
+            hosts=hosts,
+            seconds=seconds,
+            bytes_sent=sum(host.bytes_sent for host in hosts),
+            bytes_cached=sum(host.bytes_cached for host in hosts),
+            retried=call.scheduler.retried,
+            notes=tuple(notes),
+            failures=tuple(call.failures),
+        )
+
+
+# --- params ------------------------------------------------------------------------------------
+
+
+class _Params:
+    """Encoded params: inline in the Begin, or a blob of their own."""
+
+    def __init__(self, segments: list[Buffer]):
+        self.parts = codec.blob_parts(segments)
+        self.size = codec.blob_size(self.parts)
+        self.needs_numpy = codec.needs_numpy(segments)
+        self.begin_digest = ""
+        self.inline: list[Buffer] = []
+        if self.size <= INLINE_PARAMS:
+            self.inline = [b"".join(self.parts)]
+        else:
+            self.begin_digest = codec.blob_digest(self.parts)
+
+
+def _encode_params(params: Any) -> _Params:
+    try:
+        return _Params(codec.encode(params))
+    except codec.EncodeError as error:
+        raise EncodingError(f"params cannot travel: {error}") from None
+    except MemoryError:
+        raise EncodingError("params cannot travel: not enough memory here to encode them") from None
+
+
+def _decode(
+    modules: dict[str, ModuleType], host: str, task: int, segments: Sequence[Buffer]
+) -> Any:
+    try:
+        return codec.decode_untrusted(segments, modules)
+    except codec.DecodeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise TaskFailed(
+            host=host, slice=task, type="DecodeError", message=f"its answer is refused: {error}"
+        ) from None
+
+
+# --- what map functions print ------------------------------------------------------------------
+
+
+def _print_output(host: str, index: int, stream: int, line: str) -> None:
+    where = f"{host} slice {index}" if index >= 0 else host
+    sys.stderr.write(f"[{where}] {line}\n")
+    sys.stderr.flush()
+
+
+class _Printer:
+    """Cuts what tasks print into lines; a last line without an end comes when the call is over."""
+
+    MAX_LINE = 64 << 10
+
+    def __init__(self, show: OnOutput):
+        self._show = show
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, int, int, int, int], bytearray] = {}
+
+    def feed(self, host: str, message: wire.Output) -> None:
+        key = (host, message.call, message.id, message.worker, message.stream)
+        with self._lock:
+            kept = self._open.setdefault(key, bytearray())
+            for segment in message.segments:
+                kept += segment
+            *lines, rest = kept.split(b"\n")
+            if len(rest) > self.MAX_LINE:
+                lines.append(rest)
+                rest = bytearray()
+            if rest:
+                self._open[key] = rest
+            else:
+                del self._open[key]
+            for line in lines:
+                self._show(host, message.id, message.stream, line.decode("utf-8", "replace"))
+
+    def end(self, call: int) -> None:
+        with self._lock:
+            for key in [key for key in self._open if key[1] == call]:
+                line = self._open.pop(key)
+                self._show(key[0], key[2], key[4], line.decode("utf-8", "replace"))

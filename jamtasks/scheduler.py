@@ -1,0 +1,426 @@
+"""Who does what in one map call: assign, requeue, revoke, speculate. Pure: no I/O, thread or clock.
+
+The scheduler is told what happened (`add_host`, `finished`, `lost`, ...) and asked what to do next
+(`actions`). Times are seconds on any clock that does not go back.
+
+The rules:
+
+* Every task has a home host, by a split of the task numbers in proportion to the workers: the same
+  tasks on the same hosts go to the same places, where their data already is.
+* A host holds as many tasks as it has workers, and enough on top to be busy for `horizon` seconds.
+* A host with an idle worker takes queued tasks from the longest queue, then has tasks revoked that
+  others hold but have not started, then (if allowed) runs a second copy of a task that takes much
+  longer than its like. The first answer wins.
+* A worker's or host's death returns its tasks. A task that has killed `max_kills` workers is given
+  up; the death of a host is not held against its tasks.
+* Pinned tasks (no dataset: call i belongs to worker i) stay where they are until that host is lost.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+MAX_KILLS = 3
+HORIZON = 0.1  # seconds of work a host holds beyond one task per worker: hides the round trip
+MAX_AHEAD = 2000  # tasks per worker that a host may hold, however short they are
+SPECULATE_AFTER = 5  # finished tasks, before anything can be called slow
+SLOW_FACTOR = 3.0
+SLOW_SECONDS = 1.0
+MAX_COPIES = 2
+_SAMPLES = 1001
+
+HostId = Hashable
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Send these tasks to this host. workers: the worker each must run on, or None for any."""
+
+    host: HostId
+    tasks: tuple[int, ...]
+    workers: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Revoke:
+    """Ask this host for those of these tasks that it has not started."""
+
+    host: HostId
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End these tasks at this host: another copy has answered, or the call is over."""
+
+    host: HostId
+    tasks: tuple[int, ...]
+
+
+Action = Assign | Revoke | Cancel
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One task that is not done: where it is held and since when, or None while it is queued."""
+
+    task: int
+    host: HostId | None
+    since: float | None
+
+
+@dataclass
+class _Host:
+    workers: int
+    horizon: float
+    queue: deque[int] = field(default_factory=deque)
+    held: dict[int, float] = field(default_factory=dict)  # task -> when it was assigned
+    asked: deque[tuple[int, ...]] = field(default_factory=deque)  # revocations not yet answered
+    started: dict[int, float] = field(default_factory=dict)  # tasks it said are running
+
+
+class Scheduler:
+    """One map call over hosts that come and go.
+
+    tasks: how many, numbered from 0. speculate: whether slow tasks may run twice."""
+
+    def __init__(self, tasks: int, *, speculate: bool = True, max_kills: int = MAX_KILLS):
+        self.tasks = tasks
+        self.retried = 0
+        self._speculate = speculate
+        self._max_kills = max_kills
+        self._hosts: dict[HostId, _Host] = {}
+        self._homeless: deque[int] = deque(range(tasks))  # tasks that no living host has queued
+        self._pinned: dict[int, tuple[HostId, int]] = {}
+        self._done = bytearray(tasks)
+        self._left = tasks
+        self._holders: dict[int, list[HostId]] = {}  # running copies
+        self._kills: dict[int, int] = {}
+        self._samples: list[float] = []  # sorted run times, a bounded sample
+        self._mean: float | None = None
+        self._moved: set[int] = set()  # pinned tasks that had to move
+        self._cancels: list[Cancel] = []
+
+    # --- what happened ---------------------------------------------------------------------
+
+    def add_host(
+        self, host: HostId, workers: int, horizon: float = HORIZON, *, settle: bool = True
+    ) -> None:
+        """A host is there, or back. workers: at least 1. settle: give it its share of the tasks;
+        not so for a call whose tasks are about to be pinned."""
+        if host in self._hosts:
+            raise ValueError(f"host {host!r} is already there")
+        self._hosts[host] = _Host(max(1, workers), horizon)
+        if settle:
+            self._settle()
+
+    def pin(self, task: int, host: HostId, worker: int) -> None:
+        """This task belongs to that worker: it is never stolen, copied or batched."""
+        self._pinned[task] = (host, worker)
+        self._homeless.remove(task)
+        self._hosts[host].queue.append(task)
+
+    def remove_host(self, host: HostId) -> None:
+        """A host is gone: what it held or had queued goes to others."""
+        gone = self._hosts.pop(host, None)
+        if gone is None:
+            return
+        back = []
+        for task in list(gone.held):
+            if self._release(task, host):
+                self.retried += 1
+                back.append(task)
+        back.extend(task for task in gone.queue if not self._done[task])
+        for task in back:
+            if task in self._pinned:
+                del self._pinned[task]
+                self._moved.add(task)
+        self._homeless.extendleft(sorted(back, reverse=True))
+        self._settle()
+
+    def running(self, host: HostId, tasks: Iterable[int], now: float) -> None:
+        """The host says that these tasks have been started."""
+        there = self._hosts.get(host)
+        if there is not None:
+            for task in tasks:
+                if task in there.held:
+                    there.started.setdefault(task, now)
+
+    def finished(self, host: HostId, task: int, seconds: float) -> bool:
+        """An answer (or an exception) came; False if it is late, and must not be used."""
+        self._forget(task, host)
+        if not 0 <= task < self.tasks or self._done[task]:
+            return False
+        self._done[task] = 1
+        self._left -= 1
+        self._sample(seconds)
+        for other in self._holders.pop(task, ()):
+            self._drop(self._hosts[other], task)
+            self._cancels.append(Cancel(other, (task,)))
+        return True
+
+    def killed(self, host: HostId, task: int) -> bool:
+        """The worker that ran the task died. False if the task has now killed too many."""
+        if not 0 <= task < self.tasks or self._done[task]:
+            self._forget(task, host)
+            return True
+        self._kills[task] = self._kills.get(task, 0) + 1
+        fatal = self._kills[task] >= self._max_kills
+        if self._release(task, host) and not fatal:
+            self.retried += 1
+            self._requeue(task, avoid=host)
+        return not fatal
+
+    def kills(self, task: int) -> int:
+        """How many workers this task has killed."""
+        return self._kills.get(task, 0)
+
+    def revoked(self, host: HostId, tasks: Iterable[int]) -> None:
+        """The host answered the oldest revocation: it gave these back, and has started the rest."""
+        there = self._hosts.get(host)
+        if there is not None and there.asked:
+            given = set(tasks)
+            for task in there.asked.popleft():
+                if task in there.held and task not in given:
+                    there.started.setdefault(task, there.held[task])
+        for task in tasks:
+            if self._release(task, host):
+                self._requeue(task, avoid=host)
+
+    # --- what to do ------------------------------------------------------------------------
+
+    def actions(self, now: float, only: int | None = None) -> list[Action]:
+        """What to send now. only: hand out this task and no other (the fold waits for it)."""
+        out: list[Action] = list(self._cancels)
+        self._cancels.clear()
+        for name, host in self._hosts.items():
+            chosen = self._fill(name, host, only)
+            if chosen:
+                for task in chosen:
+                    host.held[task] = now
+                    self._holders.setdefault(task, []).append(name)
+                workers = tuple(
+                    self._pinned[task][1] if task in self._pinned else None for task in chosen
+                )
+                out.append(Assign(name, tuple(chosen), workers))
+        if only is None and self._left:
+            self._rebalance(now, out)
+        return out
+
+    def abandon(self) -> list[Action]:
+        """The call is over: end whatever still runs."""
+        out: list[Action] = [
+            Cancel(name, tuple(host.held)) for name, host in self._hosts.items() if host.held
+        ]
+        for host in self._hosts.values():
+            host.held.clear()
+            host.queue.clear()
+        self._holders.clear()
+        return out
+
+    def __contains__(self, host: HostId) -> bool:
+        return host in self._hosts
+
+    @property
+    def done(self) -> int:
+        return self.tasks - self._left
+
+    @property
+    def left(self) -> int:
+        return self._left
+
+    @property
+    def moved(self) -> frozenset[int]:
+        """Pinned tasks that ran elsewhere, because their host was lost."""
+        return frozenset(self._moved)
+
+    def is_done(self, task: int) -> bool:
+        return bool(self._done[task])
+
+    def outstanding(self, host: HostId) -> int:
+        return len(self._hosts[host].held) if host in self._hosts else 0
+
+    def waiting(self, task: int) -> Waiting:
+        """Where a task is that is not done."""
+        for name in self._holders.get(task, ()):
+            return Waiting(task, name, self._hosts[name].held[task])
+        return Waiting(task, None, None)
+
+    # --- inside ----------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Give homeless tasks homes, in proportion to the workers, in the order of the numbers.
+
+        As long as nothing has been handed out, tasks that have a home are settled anew: hosts
+        that connect one after the other divide the work as if they had come together."""
+        if not self._hosts:
+            return
+        if not self._holders and not self.done and not self._pinned:
+            for host in self._hosts.values():
+                host.queue.clear()
+            self._homeless = deque(range(self.tasks))
+        tasks = list(self._homeless)
+        self._homeless.clear()
+        total = sum(host.workers for host in self._hosts.values())
+        start = taken = 0
+        for host in self._hosts.values():
+            taken += host.workers
+            end = len(tasks) * taken // total
+            host.queue.extendleft(reversed(tasks[start:end]))
+            start = end
+
+    def _requeue(self, task: int, avoid: HostId) -> None:
+        """Back into a queue, at the front: of the least loaded host, if possible another one."""
+        self._pinned.pop(task, None)
+        others = [name for name in self._hosts if name != avoid] or list(self._hosts)
+        if not others:
+            self._homeless.appendleft(task)
+            return
+
+        def load(name: HostId) -> float:
+            host = self._hosts[name]
+            return (len(host.held) + len(host.queue)) / host.workers
+
+        self._hosts[min(others, key=load)].queue.appendleft(task)
+
+    def _limit(self, host: _Host) -> int:
+        ahead = 1
+        if self._mean is not None:
+            ahead = max(1, min(MAX_AHEAD, int(host.horizon / max(self._mean, 1e-6))))
+        return host.workers * (1 + ahead)
+
+    def _fill(self, name: HostId, host: _Host, only: int | None) -> list[int]:
+        """Tasks to hand to this host now, taken out of the queues."""
+        if only is not None:
+            return self._take_only(name, host, only)
+        room = self._limit(host) - len(host.held)
+        if self._pinned:
+            room = len(host.queue)
+        chosen: list[int] = []
+        queue = host.queue
+        while room > 0 and queue:
+            task = queue.popleft()
+            if not self._done[task]:
+                chosen.append(task)
+                room -= 1
+        while room > 0 and len(host.held) + len(chosen) < host.workers:
+            victim = max(self._hosts.values(), key=lambda other: len(other.queue))
+            if not victim.queue or self._pinned:
+                break
+            share = max(1, min(room, len(victim.queue) // 2))
+            for _ in range(share):
+                task = victim.queue.pop()
+                if not self._done[task]:
+                    chosen.append(task)
+                    room -= 1
+        return chosen
+
+    def _take_only(self, name: HostId, host: _Host, only: int) -> list[int]:
+        if self._done[only] or len(host.held) >= self._limit(host):
+            return []
+        holders = self._holders.get(only, [])
+        if name in holders or len(holders) >= MAX_COPIES or (holders and only in self._pinned):
+            return []
+        for other in self._hosts.values():
+            try:
+                other.queue.remove(only)
+            except ValueError:
+                continue
+        return [only]
+
+    def _rebalance(self, now: float, out: list[Action]) -> None:
+        """Work for idle workers out of what other hosts hold: revoke, or run a second copy."""
+        if any(host.queue for host in self._hosts.values()):
+            return
+        for name, host in self._hosts.items():
+            idle = host.workers - len(host.held)
+            if idle <= 0:
+                continue
+            idle -= self._revoke_for(name, idle, out)
+            if idle > 0 and self._speculate:
+                self._copy_for(name, host, idle, now, out)
+
+    def _revoke_for(self, name: HostId, idle: int, out: list[Action]) -> int:
+        asked = 0
+        under_way = sum(len(tasks) for host in self._hosts.values() for tasks in host.asked)
+        idle -= under_way
+        while idle > asked:
+            spare = [
+                (len(other.held) - sum(map(len, other.asked)) - other.workers, key)
+                for key, other in self._hosts.items()
+                if key != name
+            ]
+            surplus, key = max(spare, default=(0, None), key=lambda pair: pair[0])
+            if key is None or surplus <= 0:
+                break
+            victim = self._hosts[key]
+            asked_before = {task for tasks in victim.asked for task in tasks}
+            candidates = [
+                task
+                for task in reversed(victim.held)
+                if task not in asked_before
+                and task not in victim.started
+                and task not in self._pinned
+            ][: min(idle - asked, max(1, surplus // 2))]
+            if not candidates:
+                break
+            victim.asked.append(tuple(candidates))
+            out.append(Revoke(key, tuple(candidates)))
+            asked += len(candidates)
+        return asked + under_way
+
+    def _copy_for(
+        self, name: HostId, host: _Host, idle: int, now: float, out: list[Action]
+    ) -> None:
+        if len(self._samples) < SPECULATE_AFTER:
+            return
+        slow = max(SLOW_SECONDS, SLOW_FACTOR * self._samples[len(self._samples) // 2])
+        late = []
+        for other in self._hosts.values():
+            for task, since in other.held.items():
+                if (
+                    now - other.started.get(task, since) > slow
+                    and len(self._holders[task]) < MAX_COPIES
+                    and task not in host.held
+                    and task not in self._pinned
+                ):
+                    late.append((since, task))
+        for _, task in sorted(late)[:idle]:
+            host.held[task] = now
+            self._holders[task].append(name)
+            out.append(Assign(name, (task,), (None,)))
+
+    def _release(self, task: int, host: HostId) -> bool:
+        """The host no longer runs the task; True if nobody else does and it is not done."""
+        self._forget(task, host)
+        return not self._done[task] and task not in self._holders
+
+    def _forget(self, task: int, host: HostId) -> None:
+        there = self._hosts.get(host)
+        if there is not None:
+            self._drop(there, task)
+        holders = self._holders.get(task)
+        if holders and host in holders:
+            holders.remove(host)
+            if not holders:
+                del self._holders[task]
+
+    def _drop(self, host: _Host, task: int) -> None:
+        host.held.pop(task, None)
+        host.started.pop(task, None)
+
+    def _sample(self, seconds: float) -> None:
+        self._mean = seconds if self._mean is None else 0.9 * self._mean + 0.1 * seconds
+        samples = self._samples
+        if len(samples) >= _SAMPLES:
+            del samples[self.done % len(samples)]
+        bisect.insort(samples, seconds)
+
+
+def busiest(waiting: Sequence[Waiting]) -> Waiting | None:
+    """The task that has been held longest, for a line such as 'waits for slice 0 on lab1'."""
+    held = [item for item in waiting if item.since is not None]
+    return min(held, key=lambda item: item.since or 0.0, default=None)

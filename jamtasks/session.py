@@ -1,0 +1,226 @@
+"""The master's end of one host: messages in, messages out. No I/O, no thread, no clock.
+
+A session answers by itself what needs no decision (a `Missing` blob is streamed within the credit
+window); everything else it hands on. `pending()` gives the bytes to write next: small messages
+first, blobs behind them, never more of these unacknowledged than a second's worth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from worker_payload import wire
+from worker_payload.wire import Buffer, ProtocolError
+
+WINDOW_MIN = 256 << 10  # unacknowledged blob bytes before the rate is known
+WINDOW_MAX = 16 << 20  # enough for 1 Gbit/s over 100 ms
+BURST = 1 << 20  # bytes handed out by one pending(): a cancel waits behind no more than these
+
+
+class State(Enum):
+    GREETING = "greeting"  # our Hello is under way, the Welcome is not here
+    READY = "ready"
+    ENDING = "ending"  # the agent takes no more work
+
+
+TRANSITIONS = {
+    (State.GREETING, wire.Welcome): State.READY,
+    (State.GREETING, wire.Beat): State.GREETING,
+    (State.GREETING, wire.Ending): State.ENDING,
+    **{
+        (State.READY, kind): State.READY
+        for kind in (
+            wire.Lacks, wire.Missing, wire.Credit, wire.Started, wire.Result, wire.Failure,
+            wire.Lost, wire.Revoked, wire.Output, wire.Note, wire.Refused, wire.Beat,
+        )
+    },
+    (State.READY, wire.Ending): State.ENDING,
+    **{
+        (State.ENDING, kind): State.ENDING
+        for kind in (wire.Result, wire.Failure, wire.Lost, wire.Revoked, wire.Output, wire.Note,
+                     wire.Credit, wire.Beat)
+    },
+}  # fmt: skip
+
+OF_A_CALL = (
+    wire.Started, wire.Result, wire.Failure, wire.Lost, wire.Revoked, wire.Refused, wire.Output,
+)  # fmt: skip
+
+
+@dataclass
+class Source:
+    """A blob this host may ask for. parts: makes its buffers, when they are needed."""
+
+    size: int
+    parts: Callable[[], Sequence[Buffer]]
+    calls: set[int]
+    of_slice: bool
+
+
+class Session:
+    """The conversation with one agent over one channel. Thread-safe only under the caller's lock."""
+
+    def __init__(self, hello: wire.Hello):
+        self.state = State.GREETING
+        self.welcome: wire.Welcome | None = None
+        self._hello = hello
+        self._decoder = wire.Decoder(wire.FROM_AGENT)
+        self._control: deque[Buffer] = deque()
+        self._sources: dict[str, Source] = {}
+        self._calls: set[int] = set()
+        self._streams: deque[Iterator[tuple[wire.Blob, int]]] = deque()
+        self._unacked = 0
+        self._window = WINDOW_MIN
+        self._credited: deque[tuple[float, int]] = deque()
+        self._credited_sum = 0
+        self.slice_bytes_sent: dict[int, int] = {}
+        self.send(hello)
+
+    # --- in --------------------------------------------------------------------------------
+
+    def receive(self, data: Buffer, now: float) -> list[wire.Message]:
+        """The messages for the engine in these bytes. Raises ProtocolError."""
+        return [
+            message for message in self._decoder.feed(data) if self._take(message, now) is not None
+        ]
+
+    def _take(self, message: Any, now: float) -> Any:
+        state = TRANSITIONS.get((self.state, type(message)))
+        if state is None:
+            raise ProtocolError(f"{type(message).__name__} while {self.state.value}")
+        self.state = state
+        if isinstance(message, wire.Welcome):
+            if (message.version, message.build) != (self._hello.version, self._hello.build):
+                raise ProtocolError(
+                    f"the agent is of build {message.build}, this is {self._hello.build}"
+                )
+            self.welcome = message
+        elif isinstance(message, wire.Missing):
+            self._missing(message)
+            return None
+        elif isinstance(message, wire.Credit):
+            self._credit(message.bytes, now)
+            return None
+        elif isinstance(message, wire.Beat):
+            return None
+        elif isinstance(message, OF_A_CALL) and message.call not in self._calls:
+            return None  # late: the call is over
+        return message
+
+    def _missing(self, message: wire.Missing) -> None:
+        for digest in message.digests:
+            source = self._sources.get(digest)
+            if source is None:
+                if message.call in self._calls:
+                    raise ProtocolError(f"asks for a blob it was not told of: {digest}")
+                continue  # its call ended while it asked
+            if source.of_slice:
+                for call in source.calls:
+                    self.slice_bytes_sent[call] = self.slice_bytes_sent.get(call, 0) + source.size
+                    break
+            self._streams.append(self._chunks(digest, source))
+
+    def _credit(self, count: int, now: float) -> None:
+        if count > self._unacked:
+            raise ProtocolError(f"credit for {count} bytes, {self._unacked} were sent")
+        self._unacked -= count
+        self._credited.append((now, count))
+        self._credited_sum += count
+        while self._credited and now - self._credited[0][0] > 1.0:
+            self._credited_sum -= self._credited.popleft()[1]
+        # doubles each round trip, up to a second's worth of what really went through
+        if self._window < max(WINDOW_MIN, self._credited_sum):
+            self._window = min(WINDOW_MAX, self._window + count)
+        elif self._window > 2 * max(WINDOW_MIN, self._credited_sum):
+            self._window = max(WINDOW_MIN, self._credited_sum)
+
+    # --- out -------------------------------------------------------------------------------
+
+    def send(self, message: wire.Message) -> None:
+        """Queue a message; `pending` gives its bytes."""
+        if isinstance(message, wire.Begin):
+            self._calls.add(message.call)
+        elif isinstance(message, wire.End):
+            self._end(message.call)
+        self._control.extend(wire.encode(message))
+
+    def offer(
+        self,
+        call: int,
+        digest: str,
+        size: int,
+        parts: Callable[[], Sequence[Buffer]],
+        *,
+        of_slice: bool,
+    ) -> bool:
+        """The next message of this call names this blob. True if it was not offered before."""
+        source = self._sources.get(digest)
+        if source is None:
+            self._sources[digest] = Source(size, parts, {call}, of_slice)
+            return True
+        new = call not in source.calls
+        source.calls.add(call)
+        return new
+
+    def _end(self, call: int) -> None:
+        self._calls.discard(call)
+        for digest in [d for d, source in self._sources.items() if call in source.calls]:
+            self._sources[digest].calls.discard(call)
+            if not self._sources[digest].calls:
+                del self._sources[digest]
+
+    def has_pending(self) -> bool:
+        return bool(self._control) or (bool(self._streams) and self._unacked < self._window)
+
+    def has_control(self) -> bool:
+        return bool(self._control)
+
+    def control(self) -> list[Buffer]:
+        """The bytes of all small messages queued so far."""
+        buffers = list(self._control)
+        self._control.clear()
+        return buffers
+
+    def pending(self) -> list[Buffer]:
+        """The bytes to write next: all small messages, then blobs as far as the window allows."""
+        buffers = self.control()
+        budget = BURST
+        while self._streams and self._unacked < self._window and budget > 0:
+            try:
+                blob, size = next(self._streams[0])
+            except StopIteration:
+                self._streams.popleft()
+                continue
+            buffers.extend(wire.encode(blob))
+            self._unacked += size
+            budget -= size
+        return buffers
+
+    def _chunks(self, digest: str, source: Source) -> Iterator[tuple[wire.Blob, int]]:
+        """The blob in frames of at most CHUNK bytes; once begun it is sent to its end."""
+        offset = 0
+        small: list[bytes] = []
+        for part in source.parts():
+            view = memoryview(part).cast("B")
+            if len(view) < 4096:
+                small.append(bytes(view))
+                continue
+            if small:
+                joined = b"".join(small)
+                small.clear()
+                yield wire.Blob(digest, offset, source.size, [joined]), len(joined)
+                offset += len(joined)
+            start = 0
+            while start < len(view):
+                step = min(wire.CHUNK, max(32 << 10, self._window // 4))
+                chunk = view[start : start + step]
+                yield wire.Blob(digest, offset, source.size, [chunk]), len(chunk)
+                offset += len(chunk)
+                start += len(chunk)
+        if small:
+            joined = b"".join(small)
+            yield wire.Blob(digest, offset, source.size, [joined]), len(joined)
