@@ -41,7 +41,7 @@ def payload() -> Payload:
 
 
 def pack(folder: Path) -> Payload:
-    """The zipapp of the modules in folder (a package `worker_payload`, however it was installed)."""
+    """The zipapp of the modules in folder, which is a package `worker_payload`."""
     members = {"__main__.py": _MAIN}
     for path in folder.rglob("*.py"):  # in the order of the file system: sorted below
         members[f"{PACKAGE}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
