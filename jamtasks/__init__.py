@@ -52,7 +52,29 @@ _HOME = {
     "HostSpec": "settings",
     "Settings": "settings",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "BaseDataSet",
+    "DataSet",
+    "FilesDataSet",
+    "HostReport",
+    "HostSpec",
+    "JamError",
+    "ListDataSet",
+    "Master",
+    "NoHostsError",
+    "NpyFileDataSet",
+    "NumpyMatrixDataSet",
+    "NumpyMatrixFileDataSet",
+    "ReduceError",
+    "RunReport",
+    "Settings",
+    "TaskFailed",
+    "TaskLost",
+    "TextLinesDataSet",
+    "UsageError",
+    "__version__",
+    "default_reduce",
+]
 
 
 def __getattr__(name: str) -> Any:

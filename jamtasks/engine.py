@@ -49,7 +49,7 @@ class Call:
     requires: tuple[str, ...]
     needs_numpy: bool
     keep_going: bool
-    results: deque[tuple[int, str, list[bytearray]]] = field(default_factory=deque)
+    results: deque[tuple[int, str, list[Buffer]]] = field(default_factory=deque)
     lag: int = 0  # bytes in `results`
     failures: list[TaskFailed] = field(default_factory=list)
     failures_seen: int = 0
@@ -453,16 +453,16 @@ class Engine:
             link.state, link.error = "up", None
             link.notes = list(message.notes)
             link.last_welcome = message
-            for call in self.calls.values():
-                self._admit(call, link, session)
+            for under_way in self.calls.values():
+                self._admit(under_way, link, session)
             self.changed.notify_all()
         elif isinstance(message, wire.Lacks):
             names = link.asked.pop(message.request, None)
             if names is not None:
                 link.answers[names] = tuple(message.names)
-                for call in self.calls.values():
-                    if call.requires == names:
-                        self._admit(call, link, session)
+                for waiting in self.calls.values():
+                    if waiting.requires == names:
+                        self._admit(waiting, link, session)
                 self.changed.notify_all()
         elif isinstance(message, wire.Note):
             link.notes.append(message.text)
@@ -520,7 +520,7 @@ class Engine:
                     call,
                     TaskLost(
                         host=host, slice=message.id, type="WorkerDied", traceback=message.stderr,
-                        message=f"{sched.kills(message.id)} workers died of it, the last one: {how}",
+                        message=f"{sched.kills(message.id)} workers died of it, the last: {how}",
                     ),
                 )  # fmt: skip
         elif isinstance(message, wire.Started):
@@ -577,7 +577,7 @@ class Engine:
         tasks: list[list[Any]] = []
         refs: list[Any] = []
         hashed = 0
-        for task, worker in zip(action.tasks, action.workers):
+        for task, worker in zip(action.tasks, action.workers, strict=True):
             ref = call.slice_of(task) if call.slice_of is not None else None
             # digests are made here, without the lock, while earlier slices are on their way
             tasks.append([task, ref.digest if ref is not None else None, worker])

@@ -20,8 +20,8 @@ from worker_payload.wire import Buffer
 
 from . import scheduler as plan
 from .engine import Call, Engine, Link
-from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
-from .report import HostReport, RunReport
+from .errors import EncodingError, ModuleError, TaskFailed, UsageError
+from .report import FailedSlice, HostReport, RunReport
 
 if TYPE_CHECKING:
     from .datasets import Slices
@@ -142,7 +142,7 @@ class Master:
         reduced pairwise in slice order by `module.reduce(a, b)`, or by `default_reduce`.
 
         Every slice is computed at least once; its answer is used exactly once. keep_going: an
-        exception does not end the run; what failed is in `last_run.failures` and left out of the
+        exception does not end the run; what failed is in `last_run.failed` and left out of the
         result. writable: map functions may write to their slices (private copies). speculate:
         False forbids second copies of slow slices (default: `module.speculate`, else True).
 
@@ -225,7 +225,7 @@ class Master:
             blobs.append((params.begin_digest, params.size, lambda: params.parts))
         count = len(slices) if slices is not None else sum(link.workers for link in links)
         sched = plan.Scheduler(count, speculate=speculate and slices is not None)
-        call = Call(
+        return Call(
             id=ident,
             begin=wire.Begin(
                 ident, bundle.digest, bundle.name, params.begin_digest,
@@ -238,7 +238,6 @@ class Master:
             needs_numpy=params.needs_numpy or (slices is not None and slices[0].needs_numpy),
             keep_going=keep_going,
         )  # fmt: skip
-        return call
 
     def _drive(self, call: Call, bundle: Bundle, links: Sequence[Link], began: float) -> Any:
         """Hand out, fold as answers come, clean up whatever happens."""
@@ -276,7 +275,7 @@ class Master:
 
     def _next_batch(
         self, call: Call
-    ) -> tuple[list[tuple[int, str, list[bytearray]]], list[TaskFailed]]:
+    ) -> tuple[list[tuple[int, str, list[Buffer]]], list[TaskFailed]]:
         """Answers to fold; empty lists when the call is over. Raises the call's error."""
         engine = self._engine
         gone_since: float | None = None
@@ -341,7 +340,10 @@ class Master:
             bytes_cached=sum(host.bytes_cached for host in hosts),
             retried=call.scheduler.retried,
             notes=tuple(notes),
-            failures=tuple(call.failures),
+            failed=tuple(
+                FailedSlice(error.slice, error.host, error.type, error.detail, error.traceback)
+                for error in sorted(call.failures, key=lambda error: error.slice)
+            ),
         )
 
 

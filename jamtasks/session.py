@@ -62,7 +62,7 @@ class Source:
 
 
 class Session:
-    """The conversation with one agent over one channel. Thread-safe only under the caller's lock."""
+    """The conversation with one agent over one channel. The caller guards it with a lock."""
 
     def __init__(self, hello: wire.Hello):
         self.state = State.GREETING

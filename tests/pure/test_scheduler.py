@@ -1,0 +1,296 @@
+"""The scheduler: its rules one by one, then hosts that come, die, revoke and answer at random."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jamtasks.scheduler import MAX_KILLS, Assign, Cancel, Revoke, Scheduler
+
+
+def assigned(actions):
+    """host -> tasks handed to it."""
+    out = {}
+    for action in actions:
+        if isinstance(action, Assign):
+            out.setdefault(action.host, []).extend(action.tasks)
+    return out
+
+
+def test_tasks_are_split_in_proportion_to_the_workers():
+    sched = Scheduler(12)
+    sched.add_host("a", 1)
+    sched.add_host("b", 2)
+    assert assigned(sched.actions(0.0)) == {"a": [0, 1], "b": [4, 5, 6, 7]}
+
+
+def test_the_same_tasks_on_the_same_hosts_go_to_the_same_places():
+    def places():
+        sched, where = Scheduler(16), {}
+        sched.add_host("a", 2)
+        sched.add_host("b", 2)
+        while sched.left:
+            for host, tasks in assigned(sched.actions(0.0)).items():
+                for task in tasks:
+                    where[task] = host
+                    sched.finished(host, task, 0.01)
+        return where
+
+    assert places() == places()
+    assert set(list(places().items())[:8]) != set()
+
+
+def test_an_idle_host_takes_from_the_longest_queue():
+    sched = Scheduler(40)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    given = assigned(sched.actions(0.0))
+    seen = set(given["a"]) | set(given["b"])
+    for _ in range(40):  # b is never heard of again, a does its own and then b's queue
+        for task in list(given.get("a", [])):
+            sched.finished("a", task, 10.0)
+        given = assigned(sched.actions(0.0))
+        seen |= set(given.get("a", []))
+        if not given.get("a"):
+            break
+    assert seen == set(range(40))
+
+
+def test_what_a_busy_host_has_not_started_is_revoked_for_an_idle_one():
+    sched = Scheduler(4, speculate=False)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    sched.actions(0.0)
+    sched.finished("b", 2, 1.0)
+    sched.finished("b", 3, 1.0)
+    assert Revoke("a", (1,)) in sched.actions(1.0)
+    assert not [a for a in sched.actions(1.0) if isinstance(a, Revoke)], "asked once is enough"
+    sched.revoked("a", [1])
+    assert assigned(sched.actions(1.0)) == {"b": [1]}
+
+
+def test_a_task_that_was_started_after_all_is_not_asked_for_again():
+    sched = Scheduler(4, speculate=False)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    sched.actions(0.0)
+    sched.finished("b", 2, 1.0)
+    sched.finished("b", 3, 1.0)
+    sched.actions(1.0)
+    sched.revoked("a", [])
+    actions = sched.actions(1.0)
+    assert all(1 not in action.tasks for action in actions if isinstance(action, Revoke))
+
+
+def test_a_slow_task_gets_a_second_copy_and_the_first_answer_wins():
+    sched = Scheduler(8)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    sched.actions(0.0)
+    for task in (1, 2, 3, 4, 5, 6, 7):
+        host = "a" if task < 4 else "b"
+        sched.actions(0.1 * task)
+        sched.finished(host, task, 0.1)
+    assert not assigned(sched.actions(0.9)), "not yet slow"
+    assert assigned(sched.actions(5.0)) == {"b": [0]}
+    assert sched.finished("b", 0, 0.1)
+    assert not sched.finished("a", 0, 6.0), "the late answer is not used"
+    assert sched.left == 0
+
+
+def test_the_loser_of_two_copies_is_cancelled():
+    sched = Scheduler(6)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    sched.actions(0.0)
+    for task, host in ((1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "b")):
+        sched.actions(0.0)
+        sched.finished(host, task, 0.1)
+    sched.actions(9.0)
+    sched.finished("b", 0, 0.1)
+    assert Cancel("a", (0,)) in sched.actions(9.1)
+
+
+def test_speculation_can_be_switched_off():
+    sched = Scheduler(8, speculate=False)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    sched.actions(0.0)
+    for task in range(1, 8):
+        sched.actions(0.0)
+        sched.finished("a" if task < 4 else "b", task, 0.1)
+    assert not assigned(sched.actions(99.0))
+
+
+def test_a_task_that_kills_its_workers_is_given_up():
+    sched = Scheduler(2)
+    sched.add_host("a", 2)
+    for n in range(MAX_KILLS):
+        sched.actions(float(n))
+        assert sched.killed("a", 0) is (n + 1 < MAX_KILLS)
+    assert sched.kills(0) == MAX_KILLS
+
+
+def test_the_death_of_a_host_is_not_held_against_its_tasks():
+    sched = Scheduler(2)
+    sched.add_host("b", 1)
+    for n in range(10):
+        sched.add_host("a", 1)
+        sched.actions(float(n))
+        sched.remove_host("a")
+    assert sched.kills(0) == sched.kills(1) == 0
+    assert sched.left == 2
+
+
+def test_pinned_tasks_stay_with_their_worker_until_its_host_is_lost():
+    sched = Scheduler(4)
+    for host in "ab":
+        sched.add_host(host, 2, settle=False)
+    for task in range(4):
+        sched.pin(task, "ab"[task // 2], task % 2)
+    actions = sched.actions(0.0)
+    assert Assign("a", (0, 1), (0, 1)) in actions and Assign("b", (2, 3), (0, 1)) in actions
+    sched.finished("a", 0, 0.1)
+    sched.finished("a", 1, 0.1)
+    assert not sched.actions(100.0), "neither revoked nor copied"
+    sched.remove_host("b")
+    assert Assign("a", (2, 3), (None, None)) in sched.actions(101.0)
+    assert sched.moved == {2, 3}
+
+
+def test_short_tasks_are_held_ahead_and_long_ones_are_not():
+    def held(seconds):
+        sched = Scheduler(10_000)
+        sched.add_host("a", 2)
+        for task in assigned(sched.actions(0.0))["a"]:
+            sched.finished("a", task, seconds)
+        sched.actions(0.0)
+        return sched.outstanding("a")
+
+    assert held(10.0) == 4
+    assert held(0.0001) > 500
+
+
+def test_only_the_head_is_handed_out_when_the_fold_is_full():
+    sched = Scheduler(10)
+    sched.add_host("a", 1)
+    assert assigned(sched.actions(0.0, only=5)) == {"a": [5]}
+    assert not sched.actions(0.0, only=5)
+
+
+class Hosts(RuleBasedStateMachine):
+    """Hosts that do anything they may, in any order."""
+
+    names = ("a", "b", "c")
+
+    @initialize(tasks=st.integers(0, 30), speculate=st.booleans())
+    def begin(self, tasks, speculate):
+        self.sched = Scheduler(tasks, speculate=speculate)
+        self.now = 0.0
+        self.hosts = {}  # host -> workers
+        self.held = {}  # host -> tasks it has, in order
+        self.revokes = {}  # host -> revocations it has not answered
+        self.answered = {}  # task -> how often an answer was used
+        self.given_up = set()
+
+    def act(self):
+        for action in self.sched.actions(self.now):
+            assert action.host in self.hosts
+            if isinstance(action, Assign):
+                for task in action.tasks:
+                    assert task not in self.held[action.host], "given twice to one host"
+                    assert task not in self.answered
+                    self.held[action.host].append(task)
+            elif isinstance(action, Revoke):
+                self.revokes[action.host].append(action.tasks)
+            else:
+                for task in action.tasks:
+                    self.held[action.host].remove(task)
+
+    def use(self, task, host):
+        if self.sched.finished(host, task, 0.2):
+            self.answered[task] = self.answered.get(task, 0) + 1
+
+    @rule(host=st.sampled_from(names), workers=st.integers(1, 3))
+    def comes(self, host, workers):
+        if host not in self.hosts:
+            self.hosts[host], self.held[host], self.revokes[host] = workers, [], []
+            self.sched.add_host(host, workers)
+            self.act()
+
+    @precondition(lambda self: self.hosts)
+    @rule(data=st.data())
+    def goes(self, data):
+        host = data.draw(st.sampled_from(sorted(self.hosts)))
+        del self.hosts[host], self.held[host], self.revokes[host]
+        self.sched.remove_host(host)
+        self.act()
+
+    @precondition(lambda self: any(self.held.values()))
+    @rule(data=st.data(), how=st.sampled_from(["answer", "answer", "answer", "kill", "twice"]))
+    def works(self, data, how):
+        host = data.draw(st.sampled_from(sorted(h for h in self.held if self.held[h])))
+        index = data.draw(st.integers(0, min(len(self.held[host]), self.hosts[host]) - 1))
+        task = self.held[host].pop(index)
+        if how == "kill":
+            if not self.sched.killed(host, task) and task not in self.given_up:
+                self.given_up.add(task)
+                self.use(task, host)
+        else:
+            self.use(task, host)
+            if how == "twice":
+                self.use(task, host)
+        self.act()
+
+    @precondition(lambda self: any(self.revokes.values()))
+    @rule(data=st.data())
+    def gives_back(self, data):
+        host = data.draw(st.sampled_from(sorted(h for h in self.revokes if self.revokes[h])))
+        asked = self.revokes[host].pop(0)
+        running = self.held[host][: self.hosts[host]]
+        back = [task for task in asked if task in self.held[host] and task not in running]
+        for task in back:
+            self.held[host].remove(task)
+        self.sched.revoked(host, back)
+        self.act()
+
+    @rule(seconds=st.floats(0.0, 20.0))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.act()
+
+    @invariant()
+    def each_answer_is_used_once(self):
+        if hasattr(self, "sched"):
+            assert all(count == 1 for count in self.answered.values())
+            assert self.sched.done == len(self.answered)
+
+    @invariant()
+    def no_task_waits_while_a_worker_idles(self):
+        if not getattr(self, "hosts", None):
+            return
+        idle = [h for h, n in self.hosts.items() if len(self.held[h]) < n]
+        queued = self.sched.tasks - self.sched.done - len(
+            {task for tasks in self.held.values() for task in tasks}
+        )
+        assert not (idle and queued), f"{queued} tasks queued, idle: {idle}"
+
+    def teardown(self):
+        """Every run ends: one good host finishes whatever is left."""
+        if not hasattr(self, "sched"):
+            return
+        for host in list(self.hosts):
+            self.sched.remove_host(host)
+        self.hosts, self.held, self.revokes = {"z": 2}, {"z": []}, {"z": []}
+        self.sched.add_host("z", 2)
+        for _ in range(200):
+            self.act()
+            if not self.held["z"]:
+                break
+            self.use(self.held["z"].pop(0), "z")
+        assert self.sched.left == 0
+
+
+Hosts.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestHosts = Hosts.TestCase
