@@ -1,0 +1,141 @@
+"""Tasks for people who work on jam itself; they need its checkout."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from invoke import Collection, Context, task
+
+from .console import command, note
+from .errors import UsageError
+
+# What the live tests run, and the Debian package it is in.
+PROGRAMS = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "screen": "screen",
+    "pypy3": "pypy3",
+}
+MODULES = ("pytest", "pytest_timeout", "hypothesis", "scipy", "sklearn", "ruff", "mypy")
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "select": "Only tests whose names match this expression (as pytest -k).",
+        "debug": "Show the traceback of an error.",
+    },
+)
+@command
+def test(c: Context, select: str | None = None, debug: bool = False) -> int:
+    """Install what the tests need, then run all of them."""
+    return _pytest(find_root(), ["tests/pure", "tests/live"], select)
+
+
+@task(auto_shortflags=False, help={"select": "As pytest -k."})
+@command
+def pure(c: Context, select: str | None = None) -> int:
+    """The tests that start no process."""
+    return _pytest(find_root(), ["tests/pure"], select)
+
+
+@task(auto_shortflags=False, help={"select": "As pytest -k."})
+@command
+def live(c: Context, select: str | None = None) -> int:
+    """The tests with real processes and real sshd."""
+    return _pytest(find_root(), ["tests/live"], select)
+
+
+@task(auto_shortflags=False, help={"fix": "Change what can be changed by itself."})
+@command
+def lint(c: Context, fix: bool = False) -> int:
+    """Format and style, by ruff."""
+    root = find_root()
+    check = ["ruff", "check"] + (["--fix"] if fix else [])
+    form = ["ruff", "format"] + ([] if fix else ["--check"])
+    return _tool(root, check) | _tool(root, form)
+
+
+@task(auto_shortflags=False)
+@command
+def types(c: Context) -> int:
+    """Types, by mypy."""
+    return _tool(find_root(), ["mypy"])
+
+
+dev = Collection("dev", pure, live, lint, types)
+
+
+def find_root() -> Path:
+    """The checkout this code is in, or the one around the current folder. Raises UsageError."""
+    here = Path.cwd()
+    for folder in (Path(__file__).parent.parent, here, *here.parents):
+        if (folder / "tests" / "pure").is_dir() and (folder / "jamtasks").is_dir():
+            return folder
+    raise UsageError("jam's tests are not here", "go to a checkout of jam: they are not installed")
+
+
+def install_missing() -> None:
+    """Install the programs that tests run, where that needs no question: Debian, as root.
+
+    Elsewhere raises UsageError with the one line that does."""
+    modules = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if modules:
+        raise UsageError(
+            f"the tests need {', '.join(modules)}", f"{sys.executable} -m pip install '.[test]'"
+        )
+    packages = [package for program, package in PROGRAMS.items() if not find_program(program)]
+    if not packages:
+        return
+    names = " ".join(packages)
+    apt = shutil.which("apt-get")
+    if apt and os.geteuid() == 0:
+        note(f"installing what the tests need: {names}")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update", "-qq"], ["install", "-y", "-qq", *packages]):
+            done = subprocess.run(
+                [apt, *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            if done.returncode:
+                tail = done.stdout.strip().splitlines()[-1:]
+                raise UsageError(f"apt-get {' '.join(arguments)} failed: {' '.join(tail)}")
+        return
+    if apt:
+        line = f"sudo apt-get install -y {names}"
+    elif shutil.which("dnf"):
+        line = f"sudo dnf install -y {names.replace('openssh-client', 'openssh-clients')}"
+    else:
+        line = f"install by this system's means: {names}"
+    raise UsageError(f"the tests need {names}", line)
+
+
+def find_program(name: str) -> str | None:
+    """sshd is often outside of a user's PATH."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin:/usr/sbin:/sbin"])
+    return shutil.which(name, path=path)
+
+
+def _pytest(root: Path, folders: Sequence[str], select: str | None) -> int:
+    """Run pytest on these folders of the checkout; its closing line is the last of the output."""
+    install_missing()
+    existing = [folder for folder in folders if (root / folder).is_dir()]
+    expression = ["-k", select] if select else []
+    return _tool(root, ["pytest", *expression, *existing])
+
+
+def _tool(root: Path, words: Sequence[str]) -> int:
+    """python -m words, in the checkout. 1 if it found something or could not run."""
+    if importlib.util.find_spec(words[0]) is None:
+        raise UsageError(f"{words[0]} is missing", f"{sys.executable} -m pip install '.[test]'")
+    return 1 if subprocess.run([sys.executable, "-m", *words], cwd=root).returncode else 0

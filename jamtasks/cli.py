@@ -1,0 +1,238 @@
+"""The Invoke tasks: flags in, one call, one report out.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 all well, 1 some of the user's work
+failed, 2 wrong use or settings, 3 no host could be reached, 130 interrupted.
+
+`namespace` is the collection; `main` is the program `jam`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from invoke import Collection, Context, Program, task
+from invoke.exceptions import Exit, ParseError
+
+from . import checkout
+from .console import command, emit, note, stdout_may_close, width
+
+if TYPE_CHECKING:
+    from .arguments import Output
+
+HOSTS = {
+    "hosts": "Names with commas, each [user@]name[:port][*workers]; default: all of hosts.yaml, "
+    "else this machine.",
+    "hosts-file": "Instead of hosts.yaml (also: JAM_HOSTS_FILE).",
+    "project": "Agents of different projects know nothing of each other.",
+    "accept-new": "Trust and record keys of hosts never seen before. Changed keys are refused.",
+}
+FORM = {
+    "json": "Print one JSON value.",
+    "quiet": "Print the result only.",
+    "debug": "Show the traceback of an error.",
+}
+
+
+# --- map ---------------------------------------------------------------------------------------
+
+
+@task(
+    name="map",
+    positional=["module"],
+    auto_shortflags=False,
+    help={
+        "module": "Dotted name of a module with mapfunc(params, dataset).",
+        **HOSTS,
+        "dataset": "module.attr, a .npy, .csv or .txt file, or a quoted glob; default: the "
+        "module's `dataset`.",
+        "params": "JSON, @file or module.attr; default: the module's `params`.",
+        "slice-size": "Items (rows, lines, files) per slice; default: chosen by size and workers.",
+        "output": "Write the result to a .npy, .json or .pkl file.",
+        "keep-going": "Do not stop at the first slice that fails; list all that did.",
+        "writable": "Let mapfunc write to its slice (a private copy).",
+        "speculate": "Compute a slow slice on a second host too, near the end.",
+        **FORM,
+    },
+)
+@command
+def map_(
+    c: Context,
+    module: str,
+    hosts: str | None = None,
+    hosts_file: str | None = None,
+    project: str = "default",
+    accept_new: bool = False,
+    dataset: str | None = None,
+    params: str | None = None,
+    slice_size: str | None = None,
+    output: str | None = None,
+    keep_going: bool = False,
+    writable: bool = False,
+    speculate: bool = True,
+    json: bool = False,
+    quiet: bool = False,
+    debug: bool = False,
+) -> int:
+    """Map a function over data on the hosts, and print the reduced result."""
+    from . import arguments, report
+    from .master import Master
+    from .progress import Progress
+
+    if module in ("-h", "--help"):  # Invoke takes any first word for the module
+        os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", "map"])
+    size = arguments.positive(slice_size, "--slice-size")
+    place = arguments.Output(output) if output else None
+    arguments.local_imports()
+    arguments.check_module_name(module)
+    shown = Progress()
+    with Master(
+        hosts, project, hosts_file=hosts_file, accept_new=accept_new, progress=shown
+    ) as master:  # connects in the background while we import
+        target = arguments.module(module)
+        data = arguments.dataset(dataset, target)
+        values = arguments.params(params, target)
+        with contextlib.nullcontext() if quiet else shown:
+            result = master.run(
+                target,
+                values,
+                data,
+                slice_size=size,
+                keep_going=keep_going,
+                writable=writable,
+                speculate=None if speculate else False,
+            )
+        ran = master.last_run
+        # shown now, not after the connections have been closed
+        if json:
+            emit(report.dumps(ran.json(result)))
+        else:
+            _show(result, getattr(target, "report", None), module, place)
+        if place is not None:
+            written = place.write(result)
+            if not quiet:
+                note(f"result: {place.path}, {report.size(written)}")
+        if not quiet:
+            for line in [report.summary(ran), *report.run_notes(ran)]:
+                note(line)
+        for line in report.failures(ran.failed):
+            note(line)
+        return 1 if ran.failed else 0
+
+
+def _show(result: Any, custom: Any, module: str, place: Output | None) -> None:
+    """The result for a person: as the module's report prints it, or plainly."""
+    from .arguments import guarded
+
+    if callable(custom):
+        with stdout_may_close():
+            guarded(f"{module}.report", custom, result)
+    elif place is None:
+        import pprint
+
+        plain = isinstance(result, (dict, list, tuple, set, frozenset))
+        emit(pprint.pformat(result, width=100, compact=True) if plain else str(result))
+
+
+# --- hosts -------------------------------------------------------------------------------------
+
+
+@task(auto_shortflags=False, help={**HOSTS, **FORM})
+@command
+def bootstrap(
+    c: Context,
+    hosts: str | None = None,
+    hosts_file: str | None = None,
+    project: str = "default",
+    accept_new: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+    debug: bool = False,
+) -> int:
+    """Connect to the hosts, put there what is missing, and say what each host is.
+
+    Not needed before `map`, which does the same by itself."""
+    from . import fleet, report, settings
+
+    loaded = settings.load(hosts_file, accept_new=accept_new)
+    settings.check_project(project)
+    done = fleet.bootstrap(loaded, loaded.select(hosts), project)
+    emit(report.dumps(done.json()) if json else report.bootstrap_table(done, width()))
+    down = [row for row in done.hosts if row.state != "up"]
+    if down and not quiet:
+        note(f"{len(down)} of {report.counted(len(done.hosts), 'host')} could not be used")
+    if len(down) == len(done.hosts):
+        return 3
+    return 1 if down else 0
+
+
+@task(auto_shortflags=False, help={**HOSTS, **FORM})
+@command
+def fire(
+    c: Context,
+    hosts: str | None = None,
+    hosts_file: str | None = None,
+    project: str = "default",
+    accept_new: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+    debug: bool = False,
+) -> int:
+    """End what the project runs on the hosts, and say that nothing is left."""
+    from . import fleet, report, settings
+
+    loaded = settings.load(hosts_file, accept_new=accept_new)
+    settings.check_project(project)
+    done = fleet.fire(loaded, loaded.select(hosts), project)
+    emit(report.dumps(done.json()) if json else report.fire_table(done, width()))
+    if not quiet:
+        note(report.fire_summary(done))
+    if all(row.left is None for row in done.hosts):
+        return 3
+    return 0 if all(row.clean for row in done.hosts) else 1
+
+
+# --- the collection and the program ------------------------------------------------------------
+
+
+class JamProgram(Program):
+    """Invoke's program, but wrong use exits with 2, as all of jam does."""
+
+    def parse_core(self, argv: list[str] | None) -> None:
+        with _wrong_use_is_2():
+            super().parse_core(argv)
+
+    def parse_tasks(self) -> None:
+        with _wrong_use_is_2():
+            super().parse_tasks()
+
+    def parse_cleanup(self) -> None:
+        with _wrong_use_is_2():
+            super().parse_cleanup()
+
+
+@contextlib.contextmanager
+def _wrong_use_is_2() -> Iterator[None]:
+    try:
+        yield
+    except ParseError as error:
+        raise Exit(message=f"jam: {error}", code=2) from None
+
+
+def _namespace() -> Collection:
+    collection = Collection("jam", map_, bootstrap, fire, checkout.test)
+    collection.add_collection(checkout.dev)
+    return collection
+
+
+namespace = _namespace()
+
+
+def main() -> None:
+    """The command `jam`: the same tasks, wherever one is."""
+    from . import __version__
+
+    JamProgram(name="jam", binary="jam", namespace=namespace, version=__version__).run()

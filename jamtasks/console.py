@@ -1,0 +1,108 @@
+"""How every task speaks and ends: results on stdout, all else on stderr, errors as exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from invoke.exceptions import Exit
+
+from .errors import JamError, TaskFailed
+
+INTERRUPTED = 130
+
+
+def command(body: Callable[..., int | None]) -> Callable[..., None]:
+    """The body as a task: errors become one or two lines on stderr, and exit codes.
+
+    The body returns its exit code, None for 0."""
+
+    @functools.wraps(body)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = body(*args, **kwargs) or 0
+        except KeyboardInterrupt:
+            note("interrupted")
+            code = INTERRUPTED
+        except Exit:
+            raise
+        except Exception as error:
+            code = complain(error, debug=bool(kwargs.get("debug")))
+        if code:
+            raise Exit(code=code)
+
+    return wrapper
+
+
+def complain(error: Exception, *, debug: bool = False) -> int:
+    """Say on stderr what went wrong; returns the exit code."""
+    from .report import clean
+
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+        if isinstance(error, TaskFailed) and error.traceback:
+            note(f"\non {error.host}:\n{error.traceback.rstrip()}\n")
+    if not isinstance(error, JamError):
+        note(f"jam: {clean(f'{type(error).__name__}: {error}')}")
+        note("  this should not happen; --debug shows where, please report it")
+        return 1
+    note(f"jam: {clean(error.message)}")
+    hint = error.hint
+    if not hint and isinstance(error, TaskFailed):
+        hint = innermost(error.traceback)
+    if hint:
+        note(f"  {clean(hint)}")
+    return error.exit_code
+
+
+def innermost(traceback: str) -> str | None:
+    """The last place in a traceback and its source line, as a hint.
+
+    >>> innermost('''Traceback (most recent call last):
+    ...   File "/x/task.py", line 3, in mapfunc
+    ...     return 1 / 0
+    ... ZeroDivisionError: division by zero
+    ... ''')
+    'at /x/task.py:3 in mapfunc: return 1 / 0 (--debug: all of the traceback)'
+    """
+    import re
+
+    places = re.findall(
+        r'^  File "(.+)", line (\d+)(?:, in (.+))?$(?:\n    (.*))?', traceback, re.MULTILINE
+    )
+    if not places:
+        return None
+    path, number, function, source = places[-1]
+    where = f"at {path}:{number}" + (f" in {function}" if function else "")
+    return f"{where}: {source.strip()} (--debug: all of the traceback)"
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """A result, to stdout."""
+    with stdout_may_close():
+        print(text)
+
+
+@contextlib.contextmanager
+def stdout_may_close() -> Iterator[None]:
+    """A reader that has gone (`| head`) has seen what it wanted: no error, and no more output."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

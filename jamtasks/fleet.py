@@ -1,0 +1,150 @@
+"""Things done to every host at once, outside of a map call: bootstrap and fire.
+
+A host that fails is a row that says why; it never keeps the others from being done.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from worker_payload import wire
+
+from .errors import HostError, JamError
+from .report import BootstrapReport, BootstrapRow, FireReport, FireRow
+from .session import Session
+
+if TYPE_CHECKING:
+    from .bootstrap import Attached
+    from .settings import HostSpec, Settings
+
+T = TypeVar("T")
+
+WELCOME_SECONDS = 20.0  # an agent greets in milliseconds; a machine that swaps takes longer
+READ_SIZE = 64 << 10
+
+
+def bootstrap(settings: Settings, specs: Sequence[HostSpec], project: str) -> BootstrapReport:
+    """Leave a running agent of the project on every host; say what each host is.
+
+    Rows in the order of specs. The agents end by themselves after their idle time."""
+    from . import bootstrap as bootstrapping
+
+    def one(spec: HostSpec) -> BootstrapRow:
+        attached = bootstrapping.attach(spec, settings, project)
+        try:
+            welcome = greet(attached, spec, project)
+        finally:
+            attached.channel.close()
+        return BootstrapRow(
+            name=spec.label,
+            state="up",
+            python=welcome.python,
+            implementation=welcome.implementation,
+            numpy=welcome.numpy,
+            cpus=welcome.cpus,
+            workers=spec.workers or welcome.workers,
+            payload=attached.payload,
+            seconds=attached.seconds,
+            note="; ".join(welcome.notes),
+        )
+
+    def failed(spec: HostSpec, error: Exception, seconds: float) -> BootstrapRow:
+        return BootstrapRow(spec.label, "unreachable", seconds=seconds, note=reason(error))
+
+    return BootstrapReport(tuple(_everywhere(specs, one, failed)))
+
+
+def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireReport:
+    """End the project's agents, of every build, with all that they started, on every host.
+
+    Rows in the order of specs; a host that cannot be asked has None for its numbers."""
+    from . import bootstrap as bootstrapping
+
+    def one(spec: HostSpec) -> FireRow:
+        answer = bootstrapping.command(spec, settings, project, "fire")
+        left = int(answer["left"])
+        names = ", ".join(str(name) for name in answer.get("names", ())) if left else ""
+        return FireRow(spec.label, int(answer["ended"]), left, names)
+
+    def failed(spec: HostSpec, error: Exception, seconds: float) -> FireRow:
+        return FireRow(spec.label, None, None, reason(error))
+
+    return FireReport(project, tuple(_everywhere(specs, one, failed)))
+
+
+def greet(attached: Attached, spec: HostSpec, project: str) -> wire.Welcome:
+    """Say Hello on a fresh channel and return the agent's Welcome. Raises HostError."""
+    from . import archive
+
+    environment = {"threads": spec.threads, "nice": spec.nice, "env": dict(spec.env)}
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    session = Session(
+        wire.Hello(
+            wire.VERSION, archive.payload().build, project, name, spec.workers or 0, environment
+        )
+    )
+    # closing the channel is what ends a read that would wait for ever
+    alarm = threading.Timer(WELCOME_SECONDS, attached.channel.close)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        attached.channel.write(session.pending())
+        data = attached.head
+        while session.welcome is None:
+            if data:
+                session.receive(data, time.monotonic())
+                if session.welcome is not None:
+                    break
+            data = attached.channel.read(READ_SIZE)
+            if not data:
+                tail = attached.channel.stderr_tail().strip()
+                raise HostError(spec.label, "the agent ended before it said anything", tail or None)
+    except wire.ProtocolError as error:
+        raise HostError(spec.label, f"not an agent of ours: {error}") from None
+    finally:
+        alarm.cancel()
+    return session.welcome
+
+
+def reason(error: Exception) -> str:
+    """Why a host could not be used, in one line and without its name, which the row has."""
+    if isinstance(error, HostError):
+        text = error.reason
+    elif isinstance(error, JamError):
+        text = error.message
+    else:
+        text = f"{type(error).__name__}: {error}"
+    hint = error.hint if isinstance(error, JamError) else None
+    return f"{text} ({hint})" if hint else text
+
+
+def _everywhere(
+    specs: Iterable[HostSpec],
+    one: Callable[[HostSpec], T],
+    failed: Callable[[HostSpec, Exception, float], T],
+) -> list[T]:
+    """one(spec) for all specs at the same time, failed(spec, error, seconds) where it raises.
+
+    Threads are daemons and answers come by a queue, so that Ctrl-C waits for no host; how many
+    connect at once is the transport's affair."""
+    specs = list(specs)
+    answers: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
+
+    def run(index: int, spec: HostSpec) -> None:
+        began = time.monotonic()
+        try:
+            answer = one(spec)
+        except Exception as error:  # of one host: the others go on
+            answer = failed(spec, error, time.monotonic() - began)
+        answers.put((index, answer))
+
+    for index, spec in enumerate(specs):
+        threading.Thread(target=run, args=(index, spec), daemon=True, name=spec.label).start()
+    rows = dict(answers.get() for _ in specs)
+    return [rows[index] for index in range(len(specs))]
