@@ -1,0 +1,109 @@
+"""The arrows between the modules, as docs/architecture.md draws them."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A module imports only modules with a lower number (of its own package).
+LAYERS = {
+    "errors": 0, "settings": 0.5,
+    "datasets": 1, "modules": 1, "session": 1, "scheduler": 1, "reduction": 1, "screens": 1,
+    "report": 1,
+    "archive": 2, "transport": 2,
+    "loader": 2, "bootstrap": 3,
+    "engine": 4,
+    "master": 5, "fleet": 5,
+    "arguments": 5.1, "console": 5.1, "progress": 5.1, "checkout": 5.2,
+    "cli": 6,
+}  # fmt: skip
+SHARED = {"wire", "codec", "layout"}  # what the master may use of the payload
+# Loaded by functions when they need them: `inv --list` pays for none of these.
+HEAVY = {"fabric", "paramiko", "numpy", "rich", "yaml", "scipy", "sklearn"}
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, dotted name, at module level) of every import; type checkers' imports left out."""
+    tree = ast.parse(path.read_text())
+
+    def walk(nodes: list[ast.stmt], top: bool) -> Iterator[tuple[int, str, bool]]:
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield node.lineno, alias.name, top
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    base = f"{path.parent.name}.{base}".rstrip(".")
+                    if not node.module:
+                        for alias in node.names:
+                            yield node.lineno, f"{base}.{alias.name}", top
+                        continue
+                yield node.lineno, base, top
+                if base == "worker_payload":
+                    for alias in node.names:
+                        yield node.lineno, f"{base}.{alias.name}", top
+            else:
+                inner = top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                for field in ("body", "orelse", "finalbody"):
+                    yield from walk(getattr(node, field, []), inner)
+                for handler in getattr(node, "handlers", []):
+                    yield from walk(handler.body, inner)
+
+    yield from walk(tree.body, True)
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources("jamtasks"), ids=lambda path: path.stem)
+def test_arrows_point_down(path):
+    name = path.stem
+    if name == "__init__":
+        return
+    assert name in LAYERS, f"{path.name}: give it a layer here and in docs/architecture.md"
+    for line, target, _top in imports_of(path):
+        package, _, rest = target.partition(".")
+        if package == "jamtasks" and rest:
+            other = rest.partition(".")[0]
+            if other in LAYERS:
+                assert LAYERS[other] < LAYERS[name], f"{path.name}:{line} imports {other}"
+        if package == "worker_payload" and rest:
+            assert rest in SHARED, f"{path.name}:{line} imports {target}, which is the host's own"
+        if package == "fabric":
+            assert name == "transport", f"{path.name}:{line}: only transport imports Fabric"
+
+
+@pytest.mark.parametrize("path", sources("jamtasks"), ids=lambda path: path.stem)
+def test_heavy_imports_wait_until_needed(path):
+    for line, target, top in imports_of(path):
+        assert not (top and target.partition(".")[0] in HEAVY), f"{path.name}:{line}: {target}"
+
+
+@pytest.mark.parametrize("path", sources("worker_payload"), ids=lambda path: path.stem)
+def test_the_payload_needs_nothing_but_python(path):
+    for line, target, top in imports_of(path):
+        name = target.partition(".")[0]
+        if name in ("numpy",) and not top:
+            continue  # used where it is there
+        assert name in sys.stdlib_module_names | {"worker_payload"}, (
+            f"{path.name}:{line} imports {target}, which the hosts lack"
+        )
+
+
+@pytest.mark.parametrize("path", sources("worker_payload"), ids=lambda path: path.stem)
+def test_the_payload_is_python_3_6(path):
+    ast.parse(path.read_text(), feature_version=(3, 6))
+    for line, target, _top in imports_of(path):
+        assert target.partition(".")[0] not in ("dataclasses", "contextvars", "graphlib"), (
+            f"{path.name}:{line} imports {target}, which Python 3.6 lacks"
+        )
