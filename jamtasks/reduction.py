@@ -1,0 +1,265 @@
+"""Results into one: the default reduction, and a fold in slice order however results arrive.
+
+Addition of floats is not associative, so the order and the pairing are part of the answer: always
+((r0 + r1) + r2) + ..., whatever the number of workers and the order in which they finish.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from worker_payload.wire import Buffer
+
+from .errors import JamError, ReduceError
+
+IN_MEMORY = 64 << 20  # bytes of encoded results ahead of the fold that stay in memory
+IN_FILE = 4 << 30  # and then in a file
+
+Reduce = Callable[[Any, Any], Any]
+Decode = Callable[[Sequence[Buffer]], Any]
+
+
+def default_reduce(a: Any, b: Any) -> Any:
+    """The sum of two results.
+
+    Sequences of equal length (lists, tuples) add element by element, as `+` adds their elements.
+    Arrays of equal shape, numbers, strings and anything else add with `+`. Raises ReduceError."""
+    if _is_sequence(a) and _is_sequence(b):
+        if len(a) != len(b):
+            raise ReduceError(
+                f"cannot add a {_kind(a)} of {len(a)} and a {_kind(b)} of {len(b)} items",
+                "return equal lengths, or define reduce(a, b) in the module",
+            )
+        return _like(a, [_add(x, y) for x, y in zip(a, b, strict=True)])
+    return _add(a, b)
+
+
+def _add(a: Any, b: Any) -> Any:
+    shapes = getattr(a, "shape", None), getattr(b, "shape", None)
+    if all(isinstance(shape, tuple) for shape in shapes) and shapes[0] != shapes[1]:
+        # numpy would stretch the smaller one, and the answer would look right
+        raise ReduceError(
+            f"cannot add arrays of shape {shapes[0]} and {shapes[1]}",
+            "return equal shapes, or define reduce(a, b) in the module",
+        )
+    try:
+        return a + b
+    except Exception as error:  # whatever a user's __add__ raises
+        hint = "define reduce(a, b) in the module"
+        if a is None and b is None:
+            hint = "mapfunc returned None: add a return statement, or " + hint
+        raise ReduceError(f"cannot add {_kind(a)} and {_kind(b)}: {error}", hint) from error
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(
+        value, (str, bytes, bytearray, memoryview)
+    )
+
+
+def _like(model: Any, items: list[Any]) -> Any:
+    """The items as what they were before: a list, a tuple, a named tuple; else a list."""
+    if isinstance(model, tuple):
+        make = getattr(type(model), "_make", None)
+        return make(items) if make else tuple(items)
+    return items
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+class OrderedFold:
+    """Folds the results of slices 0 .. count-1 in this order, as they come.
+
+    Results ahead of the fold wait as they came, encoded: in memory, then in an unlinked file.
+    `full` says that both are used up: then only slice `next` should be worked on. Results that
+    come all the same are kept. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        reduce: Reduce,
+        count: int,
+        *,
+        in_memory: int = IN_MEMORY,
+        in_file: int = IN_FILE,
+        directory: str | None = None,
+    ):
+        self.next = 0  # the slice that the fold waits for
+        self._reduce = reduce
+        self._count = count
+        self._waiting: dict[int, tuple[_Kept, Decode] | None] = {}  # None: skipped
+        self._memory = in_memory
+        self._file = _Overflow(in_file, directory)
+        self._value: Any = None
+        self._any = False
+
+    @property
+    def full(self) -> bool:
+        """Nothing beyond slice `next` should be handed out."""
+        return self._file.full
+
+    def add(self, index: int, segments: Sequence[Buffer], decode: Decode) -> None:
+        """The result of a slice; a second one of the same slice is not counted.
+
+        decode: makes the value of the segments, when its turn comes. Raises ReduceError, and what
+        decode raises."""
+        if not self.next <= index < self._count or index in self._waiting:
+            return
+        if index != self.next:
+            self._waiting[index] = self._keep(segments), decode
+            return
+        self._fold(index, decode(segments))
+        self._catch_up()
+
+    def skip(self, index: int) -> None:
+        """The slice failed, and the result does without it."""
+        if index != self.next:
+            if self.next < index < self._count:
+                self._waiting.setdefault(index, None)
+            return
+        self.next += 1
+        self._catch_up()
+
+    def result(self) -> Any:
+        """What all slices came to. Raises ReduceError if one is missing, or all were skipped."""
+        if self.next < self._count:
+            raise ReduceError(f"slice {self.next} of {self._count} has no result")
+        if not self._any:
+            raise ReduceError("there are no results to reduce")
+        return self._value
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._value = None
+        self._file.close()
+
+    def __enter__(self) -> OrderedFold:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _catch_up(self) -> None:
+        while self.next in self._waiting:
+            waiting = self._waiting.pop(self.next)
+            if waiting is None:
+                self.next += 1
+                continue
+            kept, decode = waiting
+            if isinstance(kept, list):
+                self._memory += _size(kept)
+                segments: Sequence[Buffer] = kept
+            else:
+                segments = self._file.take(kept)
+            self._fold(self.next, decode(segments))
+        if not self._waiting:
+            self._file.start_over()
+
+    def _fold(self, index: int, value: Any) -> None:
+        self.next = index + 1
+        if not self._any:
+            self._value, self._any = value, True
+            return
+        try:
+            self._value = self._reduce(self._value, value)
+        except JamError as error:
+            raise ReduceError(f"slice {index} does not fit: {error.message}", error.hint) from error
+        except Exception as error:  # whatever the user's reduce raises
+            raise ReduceError(
+                f"slice {index} does not fit: reduce raised {_kind(error)}: {error}"
+            ) from error
+
+    def _keep(self, segments: Sequence[Buffer]) -> _Kept:
+        size = _size(segments)
+        if size > self._memory:
+            spilled = self._file.put(segments)
+            if spilled is not None:
+                return spilled
+        self._memory -= size
+        return list(segments)
+
+
+_Spilled = tuple[int, tuple[int, ...]]  # where in the file, and the lengths
+_Kept = _Spilled | list[Buffer]
+
+
+def _size(segments: Sequence[Buffer]) -> int:
+    return sum(map(len, segments))
+
+
+class _Overflow:
+    """A file without a name, for what does not fit into memory."""
+
+    def __init__(self, limit: int, directory: str | None):
+        self.full = False
+        self._limit = limit
+        self._directory = directory
+        self._handle: io.FileIO | None = None
+        self._end = 0
+
+    def put(self, segments: Sequence[Buffer]) -> _Spilled | None:
+        """None if the disk is full; the segments then have to stay where they are."""
+        start = self._end
+        try:
+            if self._handle is None:
+                self._handle = tempfile.TemporaryFile(  # noqa: SIM115 (it lives as long as we)
+                    buffering=0, dir=self._directory
+                )
+            end = start
+            for segment in segments:
+                view = memoryview(segment).cast("B")
+                while view:
+                    done = os.pwrite(self._handle.fileno(), view, end)
+                    end += done
+                    view = view[done:]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise JamError(f"cannot keep results that came early: {error}") from error
+            self.full = True
+            return None
+        self._end = end
+        self.full = self.full or self._end >= self._limit
+        return start, tuple(map(len, segments))
+
+    def take(self, spilled: _Spilled) -> list[Buffer]:
+        """The segments, for the only time: writeable, as they came."""
+        assert self._handle is not None
+        position, lengths = spilled
+        segments: list[Buffer] = []
+        for length in lengths:
+            segment = bytearray(length)
+            view = memoryview(segment)
+            self._handle.seek(position)
+            while view:
+                done = self._handle.readinto(view)
+                if not done:
+                    raise JamError("results that came early were lost from their file")
+                position += done
+                view = view[done:]
+            segments.append(segment)
+        return segments
+
+    def start_over(self) -> None:
+        """Nothing in the file is needed any more."""
+        self.full = False
+        if self._end:
+            assert self._handle is not None
+            self._end = 0
+            os.ftruncate(self._handle.fileno(), 0)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
