@@ -65,18 +65,21 @@ def module(name: str) -> ModuleType:
 def dataset(word: str | None, target: ModuleType) -> Any:
     """What `--dataset` names, else what the module offers, else None.
 
-    A word with a suffix of a file, a glob, or a file that exists is a file; else module.attr."""
+    A word with a suffix of a file, a glob, or a file that exists is a file; else module.attr.
+    Files are looked for in the current folder, then in that of the module."""
     if word is None:
         return _offered(target, "dataset")
-    if _GLOB.search(word):
-        paths = sorted(path for path in glob.glob(word, recursive=True) if os.path.isfile(path))
-        if not paths:
-            raise DataSetError(f"no file matches {word!r}", "quote the pattern; it is taken as is")
-        return _files(paths)
-    if os.path.splitext(word)[1] in (".npy", ".csv", ".txt") or os.path.isfile(word):
-        if not os.path.isfile(word):
-            raise DataSetError(f"no file {word!r}")
-        return _files([word])
+    is_glob = bool(_GLOB.search(word))
+    home = os.path.dirname(os.path.abspath(getattr(target, "__file__", None) or ""))
+    for path in (word, os.path.join(home, word)):
+        found = sorted(glob.glob(path, recursive=True)) if is_glob else [path]
+        files = [name for name in found if os.path.isfile(name)]
+        if files:
+            return _files(files)
+    if is_glob:
+        raise DataSetError(f"no file matches {word!r}", "relative to here or to the module's file")
+    if os.path.splitext(word)[1] in (".npy", ".csv", ".txt") or os.sep in word:
+        raise DataSetError(f"no file {word!r}", "relative to here or to the module's file")
     return _attribute(word, "--dataset", DataSetError)
 
 
