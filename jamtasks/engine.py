@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from worker_payload import wire
-from worker_payload.wire import Buffer, ProtocolError
+from worker_payload.wire import Buffer
 
 from . import scheduler as plan
-from .errors import HostError, JamError, NoHostsError, TaskFailed, TaskLost
+from .errors import JamError, NoHostsError, TaskFailed, TaskLost
+from .link import JOIN_SECONDS, Link
 from .session import Session
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 BEAT_EVERY = 2.0
 TICK = 0.5
-READ_SIZE = 1 << 20
-RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost host
-LAG_MAX = 64 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
-JOIN_SECONDS = 5.0
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
 Attach = Callable[["HostSpec"], "Attached"]
@@ -67,218 +64,6 @@ class Call:
     def settled(self) -> bool:
         """Nothing more will come."""
         return self.over or self.error is not None or self.scheduler.left == 0
-
-
-class Link:
-    """One host, over all its connections."""
-
-    def __init__(self, engine: Engine, spec: HostSpec):
-        self.engine = engine
-        self.spec = spec
-        self.label: str = spec.label
-        self.state = "connecting"  # up | lost | unreachable | closed
-        self.error: HostError | None = None
-        self.session: Session | None = None
-        self.attached: Attached | None = None
-        self.answers: dict[tuple[str, ...], tuple[str, ...]] = {}  # Require -> Lacks
-        self.asked: dict[int, tuple[str, ...]] = {}
-        self.notes: list[str] = []
-        self.last_welcome: wire.Welcome | None = None
-        self.last_heard = 0.0
-        self.reading = False  # silence counts only while somebody listens
-        self._wake = threading.Condition(engine.lock)
-        self._writing = threading.Lock()
-        self._thread = threading.Thread(target=self._live, name=f"jam {self.label}", daemon=True)
-        self._writer: threading.Thread | None = None
-
-    # --- facts about the host (under the lock) ---------------------------------------------
-
-    @property
-    def welcome(self) -> wire.Welcome | None:
-        return self.session.welcome if self.session is not None else None
-
-    @property
-    def workers(self) -> int:
-        if self.spec.workers:
-            return self.spec.workers
-        return self.last_welcome.workers if self.last_welcome is not None else 0
-
-    # --- life ------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def _live(self) -> None:
-        engine, pause = self.engine, RETRY_FIRST
-        while not engine.closing:
-            try:
-                attached = engine.attach(self.spec)
-            except HostError as error:
-                again = error.retry or self.state == "lost"
-                with engine.lock:
-                    self.error = error
-                    if self.state != "lost":
-                        self.state = "unreachable"
-                    engine.changed.notify_all()
-                if not again:
-                    return
-            except Exception as error:  # a bug or a broken machine must not look like a hang
-                with engine.lock:
-                    self.error = HostError(self.label, f"{type(error).__name__}: {error}")
-                    self.state = "unreachable"
-                    engine.changed.notify_all()
-                return
-            else:
-                began = time.monotonic()
-                reason = self._serve(attached)
-                self._lose(reason)
-                if time.monotonic() - began > RETRY_MAX:
-                    pause = RETRY_FIRST
-            # the pause is full of jitter: hosts lost together do not come back together
-            engine.closed.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(RETRY_MAX, pause * 2)
-
-    def _serve(self, attached: Attached) -> str:
-        """Talk until the channel ends; returns why it did."""
-        engine, channel = self.engine, attached.channel
-        with engine.lock:
-            if engine.closing:
-                channel.close()
-                return "closed"
-            session = Session(engine.hello(self.spec))
-            self.session, self.attached = session, attached
-            self.answers, self.asked = {}, {}
-            self.last_heard = time.monotonic()
-        self._writer = threading.Thread(
-            target=self._write, args=(session, attached), name=f"jam {self.label} out", daemon=True
-        )
-        self._writer.start()
-        reason = "the connection was closed"
-        try:
-            self.flush(session)
-            data: Buffer = attached.head
-            while True:
-                if data:
-                    self._received(session, data)
-                self.reading = True
-                data = channel.read(READ_SIZE)
-                self.reading = False
-                self.last_heard = time.monotonic()
-                if not data:
-                    break
-        except (HostError, ProtocolError) as error:
-            reason = error.reason if isinstance(error, HostError) else f"protocol error: {error}"
-        except OSError as error:
-            reason = str(error)
-        finally:
-            self.reading = False
-            tail = channel.stderr_tail().strip()
-            channel.close()
-            with engine.lock:
-                if self.error is not None:  # the ticker gave it up
-                    reason = self.error.reason
-                elif tail:
-                    reason = f"{reason} ({tail.splitlines()[-1][:300]})"
-                self.session = None
-                self.attached = None
-                self._wake.notify_all()
-            self._writer.join(JOIN_SECONDS)
-        return reason
-
-    def _lose(self, reason: str) -> None:
-        engine = self.engine
-        with engine.lock:
-            if engine.closing:
-                self.state = "closed"
-                return
-            self.state = "lost"
-            self.error = self.error or HostError(self.label, reason, retry=True)
-            for call in engine.calls.values():
-                call.scheduler.remove_host(self.label)
-                call.notes.append(f"{self.label} was lost: {reason}")
-            engine.changed.notify_all()
-        engine.dispatch()
-
-    def _received(self, session: Session, data: Buffer) -> None:
-        engine = self.engine
-        outputs: list[tuple[Call | None, wire.Output]] = []
-        with engine.lock:
-            now = time.monotonic()
-            for message in session.receive(data, now):
-                if isinstance(message, wire.Output):
-                    outputs.append((engine.calls.get(message.call), message))
-                else:
-                    engine.handle(self, session, message, now)
-        engine.dispatch()
-        for _, message in outputs:
-            engine.on_output(self.label, message)
-        with engine.lock:
-            lagging = [call for call in engine.calls.values() if call.lag > LAG_MAX]
-            for call in lagging:
-                engine.changed.wait_for(
-                    lambda call=call: call.lag <= LAG_MAX // 2 or call.settled or engine.closing
-                )
-
-    # --- writing ---------------------------------------------------------------------------
-
-    def flush(self, session: Session) -> None:
-        """Write what is queued: small messages from this very thread if nobody else is writing."""
-        attached = self.attached
-        if attached is None or self.session is not session:
-            return
-        if self._writing.acquire(blocking=False):
-            try:
-                while True:
-                    with self.engine.lock:
-                        buffers = session.control()
-                    if not buffers:
-                        break
-                    attached.channel.write(buffers)
-            except (HostError, OSError):
-                attached.channel.close()  # the reader sees the end and says why
-                return
-            finally:
-                self._writing.release()
-        with self.engine.lock:
-            if session.has_pending():
-                self._wake.notify_all()
-
-    def _write(self, session: Session, attached: Attached) -> None:
-        lock = self.engine.lock
-        try:
-            while True:
-                with lock:
-                    self._wake.wait_for(
-                        lambda: self.session is not session or session.has_pending()
-                    )
-                    if self.session is not session:
-                        return
-                with self._writing:
-                    with lock:
-                        buffers = session.pending()
-                    if buffers:
-                        attached.channel.write(buffers)
-        except (HostError, OSError):
-            attached.channel.close()
-        except Exception as error:  # a dataset's slice() failed while it was being sent
-            with lock:
-                for call in self.engine.calls.values():
-                    call.error = call.error or error
-                self.engine.changed.notify_all()
-            attached.channel.close()
-
-    def give_up(self, reason: str) -> None:
-        """Called by the timekeeper: the host is silent."""
-        attached = self.attached
-        self.error = HostError(self.label, reason, retry=True)
-        if attached is not None:
-            # closing may wait for a dead peer: not in the thread that watches all the others
-            threading.Thread(target=attached.channel.close, daemon=True).start()
-
-    def join(self, deadline: float) -> None:
-        for thread in (self._thread, self._writer):
-            if thread is not None and thread.ident and thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class Engine:

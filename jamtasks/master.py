@@ -19,8 +19,9 @@ from worker_payload import codec, wire
 from worker_payload.wire import Buffer
 
 from . import scheduler as plan
-from .engine import Call, Engine, Link
+from .engine import Call, Engine
 from .errors import EncodingError, ModuleError, TaskFailed, UsageError
+from .link import Link
 from .report import FailedSlice, HostReport, RunReport
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ class State(Enum):
     ENDING = "ending"  # the agent takes no more work
 
 
-TRANSITIONS = {
+TRANSITIONS: dict[tuple[State, type], State] = {
     (State.GREETING, wire.Welcome): State.READY,
     (State.GREETING, wire.Beat): State.GREETING,
     (State.GREETING, wire.Ending): State.ENDING,

@@ -507,3 +507,14 @@ def _remote_conf(text: str, path: Path, environment: Mapping[str, Any]) -> Setti
         own = {key: value for key, value in own.items() if value is not None}
         hosts[name] = _host(name, own, environment, {})
     return Settings(tuple(hosts.values()), fallback=HostSpec("", **environment))
+
+
+def check_project(name: str) -> str:
+    """The name, if a project may be called so: it becomes part of file and screen names."""
+    from worker_payload import layout
+
+    if not layout.is_project(name):
+        raise SettingsError(
+            f"a project cannot be called {name!r}", "use 1 to 40 letters, digits, _ and -"
+        )
+    return name
