@@ -231,8 +231,12 @@ def _namespace() -> Collection:
 namespace = _namespace()
 
 
-def main() -> None:
-    """The command `jam`: the same tasks, wherever one is."""
+def program() -> JamProgram:
     from . import __version__
 
-    JamProgram(name="jam", binary="jam", namespace=namespace, version=__version__).run()
+    return JamProgram(name="jam", binary="jam", namespace=namespace, version=__version__)
+
+
+def main() -> None:
+    """The command `jam`: the same tasks, wherever one is."""
+    program().run()
