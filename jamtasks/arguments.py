@@ -15,7 +15,6 @@ from typing import Any
 from .errors import DataSetError, JamError, ModuleError, UsageError
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
-_GLOB = re.compile(r"[*?\[]")
 OUTPUTS = (".npy", ".json", ".pkl")
 
 
@@ -69,17 +68,18 @@ def dataset(word: str | None, target: ModuleType) -> Any:
     Files are looked for in the current folder, then in that of the module."""
     if word is None:
         return _offered(target, "dataset")
-    is_glob = bool(_GLOB.search(word))
     home = os.path.dirname(os.path.abspath(getattr(target, "__file__", None) or ""))
     for path in (word, os.path.join(home, word)):
-        found = sorted(glob.glob(path, recursive=True)) if is_glob else [path]
-        files = [name for name in found if os.path.isfile(name)]
-        if files:
-            return _files(files)
-    if is_glob:
-        raise DataSetError(f"no file matches {word!r}", "relative to here or to the module's file")
+        matching = glob.iglob(path, recursive=True)
+        if os.path.isfile(path) or any(map(os.path.isfile, matching)):
+            from . import datasets
+
+            return datasets.DataSet(path)
+    hint = "relative to here, or to the module's file"
+    if glob.has_magic(word):
+        raise DataSetError(f"no file matches {word!r}", hint)
     if os.path.splitext(word)[1] in (".npy", ".csv", ".txt") or os.sep in word:
-        raise DataSetError(f"no file {word!r}", "relative to here or to the module's file")
+        raise DataSetError(f"no file {word!r}", hint)
     return _attribute(word, "--dataset", DataSetError)
 
 
@@ -166,19 +166,6 @@ class Output:
 
 
 # --- details -----------------------------------------------------------------------------------
-
-
-def _files(paths: list[str]) -> Any:
-    from . import datasets
-
-    kinds = {os.path.splitext(path)[1] for path in paths}
-    if kinds == {".npy"} and len(paths) == 1:
-        return datasets.NpyFileDataSet(paths[0])
-    if kinds == {".csv"} and len(paths) == 1:
-        return datasets.NumpyMatrixFileDataSet(paths[0])
-    if kinds == {".txt"}:
-        return datasets.TextLinesDataSet(paths)
-    return datasets.FilesDataSet(paths)
 
 
 def _offered(target: ModuleType, name: str) -> Any:

@@ -165,6 +165,35 @@ def test_params_and_dataset_from_attributes(jam, fake, module):
     assert fake.called["dataset"] == [3]
 
 
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("a.npy", "NpyFileDataSet"),
+        ("a.csv", "NumpyMatrixFileDataSet"),
+        ("texts/*.txt", "TextLinesDataSet"),
+        ("texts/b.txt", "TextLinesDataSet"),
+        ("[x].txt", "TextLinesDataSet"),
+        ("texts/*", "FilesDataSet"),
+        ("a.bin", "FilesDataSet"),
+    ],
+)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_dataset_files_are_found_here_or_beside_the_module(
+    jam, fake, module, tmp_path, monkeypatch, word, kind, elsewhere
+):
+    (tmp_path / "texts").mkdir()
+    for name in ("texts/b.txt", "texts/c.txt", "texts/d.bin", "a.bin", "[x].txt"):
+        (tmp_path / name).write_text("text\n")
+    numpy.save(tmp_path / "a.npy", numpy.arange(3))
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    name = module(PLAIN)
+    if elsewhere:
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+    assert jam("map", name, "--dataset", word)[0] == 0
+    assert type(fake.called["dataset"]).__name__ == kind
+
+
 # --- what a person sees -------------------------------------------------------------------------
 
 
