@@ -214,6 +214,8 @@ class Engine:
         """Forget a call; end what is left of it everywhere."""
         flush = []
         with self.lock:
+            if call.over:
+                return
             call.over = True
             self.calls.pop(call.id, None)
             held = {action.host: action.tasks for action in call.scheduler.abandon()}

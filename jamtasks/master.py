@@ -265,9 +265,6 @@ class Master:
             if call.failures and len(call.failures) == call.scheduler.tasks:
                 raise call.failures[0]
             return fold.result()
-        except BaseException:
-            engine.finish(call)
-            raise
         finally:
             engine.finish(call)
             self._printer.end(call.id)
