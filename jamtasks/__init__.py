@@ -47,6 +47,7 @@ _HOME = {
     "UsageError": "errors",
     "Master": "master",
     "default_reduce": "reduction",
+    "namespace": "cli",  # where Invoke looks: `ns.add_collection(jamtasks)`
     "HostReport": "report",
     "RunReport": "report",
     "HostSpec": "settings",
