@@ -102,7 +102,8 @@ class Settings:
                 return spec
         spec = dataclasses.replace(self.fallback, name=name, label=name)
         if name == _HERE:  # what is said of hosts in general does not put SSH before this machine
-            return dataclasses.replace(spec, **dict.fromkeys(_SSH_ONLY), transport="")
+            nothing: dict[str, Any] = dict.fromkeys(_SSH_ONLY)
+            return dataclasses.replace(spec, **nothing, transport="")
         return spec
 
     def _expand(self, word: str, inside: tuple[str, ...]) -> list[tuple[HostSpec, int | None]]:
@@ -284,7 +285,8 @@ class _File:
             return []
         if not isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be a mapping")
-        items, seen = [], {}
+        items = []
+        seen: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.error(key, f"{what}: a key must be a word")

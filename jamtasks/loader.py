@@ -1,0 +1,266 @@
+# ruff: noqa: UP031, RUF005, B904 (it has to run on Python 3.6)
+"""What a host runs before it has jam's payload: choose a Python, install the payload, start it.
+
+bootstrap.py sends this file's text, with a line `TOLD = {...}` behind it, to the first Python that
+was found; so it is written for Python 3.6, imports nothing of jam and reads stdin by os.read only.
+On this machine bootstrap.py calls `install` directly.
+"""
+
+import binascii
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+if False:  # for type checkers: the host need not have typing, and it takes time
+    from typing import Any
+
+    Answer = tuple[bool, tuple[int, ...], bool, str]
+
+# marker, build, size, sha256, verb, project, python, prepared, key, options, repair
+TOLD: "dict[str, Any]" = {}
+
+_NAME = re.compile(r"(python|python3(\.[0-9]+)?|pypy3(\.[0-9]+)?)$")
+_PLACES = (
+    "/usr/local/bin /usr/bin /bin /opt/*/bin /opt/homebrew/bin /usr/local/python*/bin "
+    "~/.local/bin ~/.pyenv/versions/*/bin ~/miniconda3/bin ~/miniforge3/bin ~/mambaforge/bin "
+    "~/anaconda3/bin /opt/conda/bin /usr/libexec"
+)
+_MOST = 40  # candidates that are looked at
+_AT_ONCE = 4
+_PATIENCE = 20.0  # seconds for a candidate to say who it is
+_UNUSED = 30 * 86400.0  # seconds after which another build's payload goes
+_ASK = """
+import sys
+from importlib.util import find_spec
+v = sys.version_info
+print(v[0], v[1], v[2], sys.implementation.name, int(find_spec("numpy") is not None))
+"""
+
+
+class Unable(Exception):
+    """(message, hint) for the person who waits for this host."""
+
+
+def main() -> None:
+    cache = os.environ.get("JAM_CACHE_DIR") or os.path.join(
+        os.path.expanduser("~"), ".cache", "jam"
+    )
+    try:
+        python = _choose()
+        folder = os.path.join(cache, "payload", TOLD["build"])
+        if TOLD["repair"] or not os.path.isfile(os.path.join(folder, "__main__.py")):
+            _say("N")
+            data = _receive(TOLD["size"])
+            if hashlib.sha256(data).hexdigest() != TOLD["sha256"]:
+                raise Unable("the payload was damaged on its way here", "")
+            install(cache, TOLD["build"], data)
+        _remember(cache, python)
+        argv = [python] + TOLD["options"] + [os.path.join(folder, "__main__.py")]
+        argv += [TOLD["verb"], TOLD["marker"], TOLD["project"]]
+        try:
+            os.execv(python, argv)
+        except OSError as error:
+            raise Unable("cannot run %s: %s" % (python, error.strerror), "")
+    except Unable as error:
+        message, hint = error.args
+    except OSError as error:
+        message = "cannot write to %s: %s" % (error.filename or cache, error.strerror)
+        hint = "have `prepare:` export JAM_CACHE_DIR, a directory that can be written"
+    reason = json.dumps({"message": message, "hint": hint}).encode("ascii")
+    _say("X" + binascii.hexlify(reason).decode("ascii"))
+    sys.exit(69)
+
+
+def _say(text: str) -> None:
+    os.write(1, ("%s:%s\n" % (TOLD["marker"], text)).encode("ascii"))
+
+
+def _receive(size: int) -> bytes:
+    parts = []
+    while size:
+        data = os.read(0, min(size, 1 << 16))  # never more: what follows belongs to the payload
+        if not data:
+            sys.exit(74)
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+# --- which Python ------------------------------------------------------------------------------
+
+
+def _choose() -> str:
+    wanted = TOLD["python"]
+    if wanted:
+        path = shutil.which(os.path.expanduser(wanted))
+        if path is None:
+            raise Unable("there is no %s" % wanted, "set `python:` for this host")
+        return os.path.abspath(_accepted(path))
+    if TOLD["prepared"]:  # whoever prepares means the Python that is first in PATH then
+        for name in ("python3", "python"):
+            path = shutil.which(name)
+            found = _ask([path])[0] if path else None
+            if path and found and found[1] >= (3, 6):
+                return os.path.abspath(path)
+    answers = [answer for answer in _ask(_candidates()) if answer and answer[1] >= (3, 6)]
+    # numpy first, then the newest, CPython before PyPy; max() keeps the first of equals
+    while any(answer[0] for answer in answers):
+        best = max(answers, key=lambda answer: answer[:3])
+        if _run([best[3], "-c", "import numpy"]) is not None:
+            return best[3]
+        answers[answers.index(best)] = (False,) + best[1:]
+    if answers:
+        return max(answers, key=lambda answer: answer[:3])[3]
+    return sys.executable
+
+
+def _accepted(path: str) -> str:
+    answer = _ask([path])[0]
+    if answer is None:
+        raise Unable("%s does not run, or is no Python 3" % path, "set `python:` for this host")
+    if answer[1] < (3, 6):
+        version = ".".join(str(part) for part in answer[1])
+        raise Unable(
+            "%s is Python %s; jam's payload needs 3.6 or newer" % (path, version),
+            "set `python:` for this host",
+        )
+    return path
+
+
+def _candidates() -> "list[str]":
+    places = os.environ.get("PATH", "").split(os.pathsep)
+    for pattern in _PLACES.split():
+        places.extend(sorted(glob.glob(os.path.expanduser(pattern))))
+    paths: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    for place in places:
+        try:
+            names = sorted(os.listdir(place), reverse=True)
+        except OSError:
+            continue
+        for name in names:
+            if not _NAME.match(name) and not (
+                name == "platform-python" and place[-7:] == "libexec"
+            ):
+                continue
+            path = os.path.join(place, name)
+            # python3 and python3.11 of one folder are one; a venv's link is not what it links to
+            identity = (os.path.realpath(place), os.path.realpath(path))
+            if identity not in seen and os.access(path, os.X_OK):
+                seen.add(identity)
+                paths.append(os.path.abspath(path))
+    return paths[:_MOST]
+
+
+def _ask(paths: "list[str]") -> "list[Answer | None]":
+    """(has numpy, version, is CPython, path) of each, None for those that do not answer."""
+    answers: list[Answer | None] = []
+    for start in range(0, len(paths), _AT_ONCE):
+        batch = [(path, _start([path, "-c", _ASK])) for path in paths[start : start + _AT_ONCE]]
+        for path, process in batch:
+            words = (_finish(process) or "").split()
+            try:
+                version = tuple(int(word) for word in words[:3])
+                answers.append((words[4] == "1", version, words[3] == "cpython", path))
+            except (ValueError, IndexError):
+                answers.append(None)
+    return answers
+
+
+def _run(argv: "list[str]") -> "str | None":
+    return _finish(_start(argv))
+
+
+def _start(argv: "list[str]") -> "subprocess.Popen[bytes] | None":
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",  # a numpy/ in the home must not look like numpy
+        )
+    except OSError:
+        return None
+
+
+def _finish(process: "subprocess.Popen[bytes] | None") -> "str | None":
+    """What it printed, or None if it failed."""
+    if process is None:
+        return None
+    try:
+        out = process.communicate(timeout=_PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return None
+    return out.decode("utf-8", "replace") if process.returncode == 0 else None
+
+
+def _remember(cache: str, python: str) -> None:
+    """The next attach from this master runs it without looking."""
+    folder = os.path.join(cache, "python")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    path = os.path.join(folder, "%s-%s" % (os.uname()[1], TOLD["key"]))
+    aside = _aside(path)
+    with open(aside, "wb") as handle:
+        handle.write(os.fsencode(python) + b"\n")
+    os.replace(aside, path)
+
+
+# --- the payload -------------------------------------------------------------------------------
+
+
+def install(cache: str, build: str, data: bytes) -> None:
+    """Unpack the zipapp to <cache>/payload/<build>, whole or not at all. Raises OSError.
+
+    Unpacked, because Python keeps compiled modules beside files but not for those in a zip."""
+    payloads = os.path.join(cache, "payload")
+    os.makedirs(payloads, 0o700, exist_ok=True)
+    folder = os.path.join(payloads, build)
+    aside = _aside(folder)
+    os.mkdir(aside, 0o700)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(aside)
+        for _ in range(3):  # others may be installing the same at the same time
+            old: str | None = _aside(folder)
+            try:
+                os.rename(folder, str(old))
+            except OSError:
+                old = None
+            try:
+                os.rename(aside, folder)
+                break
+            except OSError:
+                if not os.path.isfile(os.path.join(folder, "__main__.py")):
+                    raise
+            finally:
+                if old is not None:
+                    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _forget_old(payloads, build)
+
+
+def _aside(path: str) -> str:
+    place, name = os.path.split(path)
+    return os.path.join(place, ".%s.%s" % (name, binascii.hexlify(os.urandom(8)).decode("ascii")))
+
+
+def _forget_old(payloads: str, build: str) -> None:
+    for name in os.listdir(payloads):
+        path = os.path.join(payloads, name)
+        try:
+            if name != build and os.stat(path).st_mtime < time.time() - _UNUSED:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass

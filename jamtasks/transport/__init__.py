@@ -1,0 +1,31 @@
+"""Connections to hosts: local, fabric, openssh behind one small interface.
+
+Nothing else in jam knows how a host is reached, and only `fabric_ssh` imports Fabric.
+"""
+
+from __future__ import annotations
+
+from jamtasks.errors import HostError
+from jamtasks.settings import HostSpec, Settings
+from jamtasks.transport.base import Channel, Connection
+
+__all__ = ["Channel", "Connection", "connect"]
+
+
+def connect(spec: HostSpec, settings: Settings) -> Connection:
+    """A connection to the host. openssh and local say at the first read what went wrong.
+
+    Raises HostError, HostKeyError or AuthenticationError with the true reason."""
+    if spec.transport == "local":
+        from jamtasks.transport.local import LocalConnection
+
+        return LocalConnection(spec.label)
+    if spec.transport == "openssh":
+        from jamtasks.transport.openssh import OpensshConnection
+
+        return OpensshConnection(spec, settings)
+    if spec.transport == "fabric":
+        from jamtasks.transport.fabric_ssh import FabricConnection
+
+        return FabricConnection(spec, settings)
+    raise HostError(spec.label, f"{spec.transport!r} is no transport")

@@ -1,0 +1,258 @@
+"""What the transports have in common: connections, byte channels, and the limits on connecting."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import subprocess
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from jamtasks.errors import HostError
+
+if TYPE_CHECKING:
+    from worker_payload.wire import Buffer
+
+STDERR_KEPT = 64 << 10
+CONNECTS_AT_ONCE = 8  # sshd drops unauthenticated connections at random from ten on (MaxStartups)
+ATTEMPTS = 6
+_SMALL = 32 << 10
+_IOV_MAX = 512  # the least of all systems' limits is 1024
+
+
+class Channel(ABC):
+    """Bytes both ways to one command. One thread may read while others write."""
+
+    def __init__(self, host: str):
+        self.host = host
+        self.owned: Connection | None = None  # a connection of its own, which ends with it
+
+    @abstractmethod
+    def read(self, size: int) -> bytes:
+        """Up to size bytes, at least one; b"" when the other end, or close(), has ended it."""
+
+    @abstractmethod
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Return when all of it has been taken over; other writers wait. Raises HostError."""
+
+    @abstractmethod
+    def stderr_tail(self) -> str:
+        """The last 64 KiB of what the command, or ssh, wrote to stderr."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, whatever state it is in; a read in another thread returns b""."""
+
+    @abstractmethod
+    def cause(self) -> HostError | None:
+        """After read() gave b"": why, if it was the connection and not the command that ended."""
+
+    @abstractmethod
+    def exit_status(self, timeout: float = 2.0) -> int | None:
+        """The command's, as far as it is known within timeout; -n when signal n ended it."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that polls readable when read() would not block, or None."""
+        return None
+
+
+class Connection(ABC):
+    """A way to a host that can run commands."""
+
+    def __init__(self, host: str):
+        self.host = host
+
+    @abstractmethod
+    def exec(self, command: str | Sequence[str]) -> Channel:
+        """Run a command line for the login shell there; on this machine, an argument vector."""
+
+    def close(self) -> None:
+        """End it and its channels."""
+        return
+
+
+class Tail:
+    """The last bytes of a stream. Written by one thread, read by any."""
+
+    def __init__(self, size: int = STDERR_KEPT):
+        self._size = size
+        self._data = bytearray()
+        self._lock = threading.Lock()
+
+    def add(self, data: bytes) -> None:
+        with self._lock:
+            self._data += data
+            if len(self._data) > 2 * self._size:
+                del self._data[: -self._size]
+
+    def text(self) -> str:
+        with self._lock:
+            return bytes(self._data[-self._size :]).decode("utf-8", "replace")
+
+
+class ProcessChannel(Channel):
+    """A process of this machine behind a socket; its stderr behind another, always drained.
+
+    Sockets, because a shutdown ends a read in another thread, and because ssh makes its
+    descriptors non-blocking, which must not happen to ours."""
+
+    def __init__(
+        self, host: str, argv: Sequence[str], env: dict[str, str] | None = None, grace: float = 0.0
+    ):
+        super().__init__(host)
+        self._grace = grace  # seconds that the process gets to end by itself after close()
+        self._socket, theirs = socket.socketpair()
+        self._errors, their_errors = socket.socketpair()
+        try:
+            for end in (self._socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self.process = subprocess.Popen(
+                argv,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=their_errors.fileno(),
+                env=env,
+            )
+        except OSError as error:
+            self._socket.close()
+            self._errors.close()
+            raise HostError(host, f"cannot run {argv[0]}: {error.strerror}") from None
+        finally:
+            theirs.close()
+            their_errors.close()
+        self._tail = Tail()
+        self._write_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self._closed = False
+        name = f"{host} stderr"
+        self._drain = threading.Thread(target=self._drain_stderr, name=name, daemon=True)
+        self._drain.start()
+
+    def _drain_stderr(self) -> None:
+        with self._errors as errors, contextlib.suppress(OSError):
+            while data := errors.recv(1 << 16):
+                self._tail.add(data)
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._socket.recv(size)
+        except OSError:
+            return b""
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        left = [memoryview(part).cast("B") for part in buffers if len(part)]
+        try:
+            with self._write_lock:
+                while left:
+                    sent = self._socket.sendmsg(left[:_IOV_MAX])
+                    done = 0
+                    while done < len(left) and sent >= len(left[done]):
+                        sent -= len(left[done])
+                        done += 1
+                    del left[:done]
+                    if sent:
+                        left[0] = left[0][sent:]
+        except OSError as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: OSError) -> HostError:
+        message = f"the connection is broken ({error.strerror})"
+        return self.cause() or HostError(self.host, message, retry=True)
+
+    def stderr_tail(self) -> str:
+        return self._tail.text()
+
+    def exit_status(self, timeout: float = 2.0) -> int | None:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def cause(self) -> HostError | None:
+        return None
+
+    def close(self) -> None:
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            if self._grace:
+                self.exit_status(self._grace)
+            if self.process.poll() is None:
+                self.process.terminate()
+                if self.exit_status(2.0) is None:
+                    self.process.kill()
+                    self.process.wait()
+            with contextlib.suppress(OSError):
+                self._errors.shutdown(socket.SHUT_RDWR)  # a ControlPersist master may hold it open
+            self._drain.join(2.0)
+            self._socket.close()
+        if self.owned is not None:
+            self.owned.close()
+
+    def settle(self) -> None:
+        """Wait until stderr has been read to its end, or a little while."""
+        self._drain.join(0.5)
+
+    def fileno(self) -> int | None:
+        number = self._socket.fileno()
+        return number if number >= 0 else None
+
+
+def packets(buffers: Sequence[Buffer]) -> Iterator[memoryview]:
+    """The same bytes with runs of small buffers joined, so that a frame is seldom two packets."""
+    small: list[Buffer] = []
+    size = 0
+    for part in buffers:
+        if size + len(part) > _SMALL and small:
+            yield memoryview(small[0] if len(small) == 1 else b"".join(small)).cast("B")
+            small, size = [], 0
+        if len(part) > _SMALL:
+            yield memoryview(part).cast("B")
+        elif len(part):
+            small.append(part)
+            size += len(part)
+    if small:
+        yield memoryview(small[0] if len(small) == 1 else b"".join(small)).cast("B")
+
+
+# --- connecting --------------------------------------------------------------------------------
+
+_gates: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+_gates_lock = threading.Lock()
+
+
+def gate(host: str, port: int) -> threading.BoundedSemaphore:
+    """Held while connecting to that sshd: it turns away crowds of the unauthenticated."""
+    with _gates_lock:
+        return _gates.setdefault((host, port), threading.BoundedSemaphore(CONNECTS_AT_ONCE))
+
+
+class Crowded(HostError):
+    """sshd hung up before saying who it is: too many were at its door. Worth another try."""
+
+    def __init__(self, host: str, message: str, hint: str | None = None):
+        super().__init__(host, message, hint, retry=True)
+
+
+T = TypeVar("T")
+
+
+def patiently(attempt: Callable[[], T], timeout: float) -> T:
+    """attempt(), again after Crowded: a few times, with growing pauses of random length."""
+    until = time.monotonic() + timeout
+    for number in range(ATTEMPTS):
+        try:
+            return attempt()
+        except Crowded as error:
+            pause = random.uniform(0.5, 1.0) * 0.2 * 2**number
+            if number == ATTEMPTS - 1 or time.monotonic() + pause > until:
+                raise HostError(error.host, error.reason, error.hint, retry=True) from None
+            time.sleep(pause)
+    raise AssertionError("not reached")

@@ -1,0 +1,543 @@
+"""Fabric, with what it leaves out: checked host keys, ssh_config as ssh reads it, raw channels."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jamtasks.errors import AuthenticationError, HostError, HostKeyError
+from jamtasks.settings import HostSpec, Settings
+from jamtasks.transport import known_hosts
+from jamtasks.transport.base import Channel, Connection, Crowded, Tail, gate, packets, patiently
+from jamtasks.transport.openssh import by_hand
+from jamtasks.transport.ssh_config import Hop, route
+
+if TYPE_CHECKING:
+    import paramiko
+
+    from worker_payload.wire import Buffer
+
+WINDOW = 8 << 20  # what a host may send before we have read it; small ones throttle long distances
+PACKET = 32 << 10
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+MAX_KEYS = 5  # sshd hangs up at the sixth failure, and a password may come after the keys
+_NOT_BY_PARAMIKO = {"gssapi-with-mic", "gssapi-keyex", "hostbased"}
+
+
+class FabricConnection(Connection):
+    """A Fabric Connection and those to its jump hosts, which others may share."""
+
+    def __init__(self, spec: HostSpec, settings: Settings):
+        super().__init__(spec.label)
+        if not logging.getLogger("paramiko").handlers:  # it logs tracebacks of what we handle
+            logging.getLogger("paramiko").addHandler(logging.NullHandler())
+        hops = route(spec, settings)
+        self._gateway = _borrow(hops[:-1], settings) if hops[:-1] else None
+        try:
+            self._login = patiently(
+                lambda: _Login(hops[-1], settings, self._gateway), settings.connect_timeout
+            )
+        except BaseException:
+            self._release()
+            raise
+
+    def exec(self, command: str | Sequence[str]) -> Channel:
+        import paramiko
+
+        line = command if isinstance(command, str) else " ".join(command)
+        try:
+            channel = self._login.transport.open_session(WINDOW, PACKET, timeout=30)
+            channel.exec_command(line)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            message = f"logged in, but sshd runs no command for us: {_say(error)}"
+            raise HostError(self.host, message, retry=True) from None
+        return _FabricChannel(self.host, channel)
+
+    def close(self) -> None:
+        self._login.close()
+        self._release()
+
+    def _release(self) -> None:
+        gateway, self._gateway = self._gateway, None
+        if gateway is not None:
+            _give_back(gateway)
+
+
+class _FabricChannel(Channel):
+    def __init__(self, host: str, channel: paramiko.Channel):
+        super().__init__(host)
+        self._channel = channel
+        self._tail = Tail()
+        self._write_lock = threading.Lock()
+        # it shares the window with stdout: undrained, a talkative command would hang
+        name = f"{host} stderr"
+        self._drain = threading.Thread(target=self._drain_stderr, name=name, daemon=True)
+        self._drain.start()
+
+    def _drain_stderr(self) -> None:
+        with contextlib.suppress(Exception):
+            while data := self._channel.recv_stderr(PACKET):
+                self._tail.add(data)
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._channel.recv(size)
+        except (OSError, EOFError):
+            return b""
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        import paramiko
+
+        send = self._channel.send
+        try:
+            with self._write_lock:
+                for part in packets(buffers):
+                    while part:
+                        sent = send(part)
+                        if not sent:
+                            raise OSError(errno.EPIPE, "the channel is closed")
+                        part = part[sent:]
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            lost = HostError(self.host, f"the connection is broken ({_say(error)})", retry=True)
+            raise self.cause() or lost from None
+
+    def stderr_tail(self) -> str:
+        return self._tail.text()
+
+    def cause(self) -> HostError | None:
+        transport = self._channel.get_transport()
+        self._drain.join(0.5)
+        if transport.is_active() or self._channel.exit_status_ready():
+            return None
+        error = getattr(transport, "saved_exception", None)
+        reason = _say(error) if error is not None else "closed by the other end"
+        return HostError(self.host, f"the connection broke: {reason}", retry=True)
+
+    def exit_status(self, timeout: float = 2.0) -> int | None:
+        if not self._channel.status_event.wait(timeout):
+            return None
+        status = self._channel.exit_status
+        return None if status == -1 else status
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._channel.close()
+        if self.owned is not None:
+            self.owned.close()
+        self._drain.join(1.0)
+
+
+# --- logging in --------------------------------------------------------------------------------
+
+
+class _Login:
+    """One authenticated connection. Raises HostError of the kind that fits."""
+
+    def __init__(self, hop: Hop, settings: Settings, gateway: _Gateway | None):
+        import fabric
+        import paramiko
+
+        self.hop = hop
+        label = hop.spec.label
+        timeout = settings.connect_timeout
+        with gate(hop.host, hop.port):
+            began = time.monotonic()
+            self._socket, self._process = _dial(hop, timeout, settings.dead_after, gateway)
+            config = fabric.Config(lazy=True, overrides={"load_ssh_configs": False})
+            self._connection = fabric.Connection(
+                hop.host,
+                user=hop.user,
+                port=hop.port,
+                config=config,
+                connect_timeout=max(1, round(timeout)),
+                connect_kwargs={
+                    "sock": self._socket,
+                    "banner_timeout": timeout,
+                    "auth_timeout": 2 * timeout,
+                    "transport_factory": lambda sock, **options: _transport(hop, sock, **options),
+                    "auth_strategy": _strategy(hop),
+                },
+            )
+            self._connection.client.set_missing_host_key_policy(_policy(hop, settings.accept_new))
+            try:
+                self._connection.open()
+            except HostError:
+                self.close()
+                raise
+            except paramiko.ssh_exception.IncompatiblePeer as error:
+                self.close()
+                hint = "transport: openssh may know what it wants"
+                raise HostError(label, f"no common algorithms: {_say(error)}", hint) from None
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                self.close()
+                raise _explain(hop, error, time.monotonic() - began, timeout) from None
+        self.transport: paramiko.Transport = self._connection.transport
+
+    def close(self) -> None:
+        # first the socket: Paramiko's thread looks only ten times a second whether it shall end
+        with contextlib.suppress(Exception):
+            if isinstance(self._socket, socket.socket):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            self._connection.client.close()
+        with contextlib.suppress(Exception):
+            self._socket.close()
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.terminate()
+            self._process.wait()
+
+
+def _explain(hop: Hop, error: Exception, seconds: float, timeout: float) -> HostError:
+    import paramiko
+
+    label, reason = hop.spec.label, _say(error)
+    where = f"{hop.host} port {hop.port}"
+    if isinstance(error, paramiko.AuthenticationException):
+        return AuthenticationError(label, reason, "try it by hand: " + by_hand(hop))
+    if seconds >= timeout * 0.95:
+        return HostError(label, f"{where} answers, but not within {timeout:g} s", retry=True)
+    if isinstance(error, (EOFError, ConnectionError)) or "banner" in reason or "EOF" in reason:
+        hint = "sshd may be full (MaxStartups), or bans this address (PerSourcePenalties)"
+        return Crowded(label, f"{where} hung up before saying who it is", hint)
+    return HostError(label, reason, "try it by hand: " + by_hand(hop), retry=True)
+
+
+def _say(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _transport(hop: Hop, sock: Any, **options: Any) -> paramiko.Transport:
+    import paramiko
+
+    transport = paramiko.Transport(sock, **options)
+    security = transport.get_security_options()
+    fast = [name for name in CIPHERS if name in security.ciphers]
+    security.ciphers = [*fast, *(name for name in security.ciphers if name not in fast)]
+    # what is recorded first, else the host might show a key that we cannot compare
+    known = _known(hop).types
+    kinds = ["rsa-sha2-512", "rsa-sha2-256"] if "ssh-rsa" in known else []
+    first = [kind for kind in (*known, *kinds) if kind in security.key_types]
+    security.key_types = [*first, *(kind for kind in security.key_types if kind not in first)]
+    return transport
+
+
+def _known(hop: Hop) -> known_hosts.Known:
+    return known_hosts.look_up(hop.known_hosts, hop.host, hop.port, hop.key_alias)
+
+
+def _policy(hop: Hop, accept_new: bool) -> Any:
+    """Fabric accepts any key. The client's own tables stay empty, so this sees every key."""
+    import paramiko
+
+    class Checked(paramiko.MissingHostKeyPolicy):
+        def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+            check_host_key(hop, key.get_name(), key.asbytes(), accept_new)
+
+    return Checked()
+
+
+def check_host_key(hop: Hop, kind: str, key: bytes, accept_new: bool) -> None:
+    """Return if the key is the recorded one, or was recorded now. Raises HostKeyError."""
+    label = hop.spec.label
+    name = hop.key_alias or known_hosts.name_of(hop.host, hop.port)
+    shown = f"{kind} {known_hosts.fingerprint(key)}"
+    known = _known(hop)
+    verdict = known.verdict(key)
+    if verdict == "ok":
+        return
+    if verdict == "revoked":
+        raise HostKeyError(label, f"its host key {shown} is marked as revoked for {name}")
+    if verdict == "changed":
+        message = f"the host key of {name} is {shown}, not the recorded one"
+        hint = f"somebody may be listening in; if it was set up anew: ssh-keygen -R '{name}'"
+        raise HostKeyError(label, message, hint)
+    if accept_new and hop.recorded_in:
+        try:
+            known_hosts.record(hop.recorded_in, name, kind, key, hop.hash_names)
+        except OSError as error:
+            message = f"cannot record its host key in {hop.recorded_in}: {error.strerror}"
+            raise HostKeyError(label, message) from None
+        return
+    hint = "compare it and record it: ssh to it once by hand, or use --accept-new"
+    if known.authority:
+        hint = "a @cert-authority may vouch for it, which takes transport: openssh"
+    raise HostKeyError(label, f"its host key is unknown ({name}: {shown})", hint)
+
+
+def _strategy(hop: Hop) -> Any:
+    from paramiko.auth_strategy import AuthStrategy
+
+    class Strategy(AuthStrategy):
+        def authenticate(self, transport: Any) -> None:
+            authenticate(transport, hop)
+
+    return Strategy(ssh_config=None)
+
+
+def authenticate(transport: paramiko.Transport, hop: Hop) -> None:
+    """Keys, then the password; each once. Raises AuthenticationError saying what was tried."""
+    import paramiko
+
+    tried: list[str] = []
+    skipped: list[str] = []
+    wanted: list[str] | None = None  # what the server asks for after a first success
+    allowed: list[str] = []
+
+    def one(what: str, login: Any) -> bool:
+        nonlocal wanted, allowed
+        try:
+            more = login()
+        except paramiko.BadAuthenticationType as error:
+            allowed = list(error.allowed_types)
+            return False
+        except paramiko.AuthenticationException:
+            tried.append(what)
+            return False
+        except paramiko.SSHException:
+            if not transport.is_active():
+                raise
+            skipped.append(what)
+            return False
+        wanted = list(more) or None
+        return transport.is_authenticated()
+
+    for what, key in _keys(hop, skipped):
+        if len(tried) >= MAX_KEYS or (allowed and "publickey" not in allowed):
+            break
+        if one(what, lambda key=key: transport.auth_publickey(hop.user, key)):
+            return
+        if wanted is not None and "publickey" not in wanted:
+            break
+    password = hop.spec.password
+    if password is not None and one(
+        "the password", lambda: transport.auth_password(hop.user, password)
+    ):
+        return
+    if not transport.is_active():
+        raise EOFError
+    if not allowed:
+        with contextlib.suppress(paramiko.SSHException, EOFError):
+            one("nothing", lambda: transport.auth_none(hop.user))
+    raise _refused(hop, tried, skipped, wanted or allowed)
+
+
+def _refused(
+    hop: Hop, tried: list[str], skipped: list[str], allowed: list[str]
+) -> AuthenticationError:
+    tries = [what for what in tried if what != "nothing"]
+    message = f"{hop.user}@{hop.host} lets us in by none of: {', '.join(tries) or 'no key found'}"
+    if skipped:
+        message += f"; not tried: {', '.join(skipped)}"
+    if allowed:
+        message += f"; the host takes {', '.join(allowed)}"
+    hint = "try it by hand: " + by_hand(hop)
+    if skipped or _NOT_BY_PARAMIKO & set(allowed) or "keyboard-interactive" in allowed:
+        hint += "; if that works, set transport: openssh for it"
+    if hop.spec.password is None and {"password", "keyboard-interactive"} & set(allowed):
+        hint += "; a password can be given in JAM_PASSWORD"
+    return AuthenticationError(hop.spec.label, message, hint)
+
+
+def _keys(hop: Hop, skipped: list[str]) -> Any:
+    """(name, key) in OpenSSH's order: the agent's that we have files of, other ones, files."""
+    import paramiko
+
+    files = [name for name in hop.identities if os.path.isfile(name)]
+    if hop.spec.key and not files:
+        skipped.append(f"{hop.spec.key} (no such file)")
+    public = {_public(name): name for name in (*hop.identities, *files)}
+    held: list[Any] = []
+    agent = _agent(hop.agent)
+    try:
+        held = list(agent.get_keys()) if agent else []
+        ours = [key for key in held if key.asbytes() in public]
+        others = [] if hop.identities_only else [key for key in held if key not in ours]
+        for key in (*ours, *others):
+            name = public.get(key.asbytes()) or getattr(key, "comment", "") or "a key"
+            yield f"{name} from the agent", key
+    finally:
+        if agent:
+            agent.close()
+    blobs = {key.asbytes() for key in held}
+    for name in files:
+        if _public(name) in blobs:
+            continue
+        try:
+            key = paramiko.PKey.from_path(name)
+            certificate = f"{name}-cert.pub"
+            if os.path.isfile(certificate):
+                key.load_certificate(certificate)
+        except Exception as error:  # a key file may hold anything
+            locked = isinstance(error, (TypeError, paramiko.PasswordRequiredException))
+            why = "encrypted: ssh-add it" if locked else f"unreadable: {_say(error)}"
+            skipped.append(f"{name} ({why})")
+            continue
+        yield name, key
+
+
+def _public(name: str) -> bytes | None:
+    """The public key that lies beside a private one."""
+    import base64
+
+    try:
+        with open(f"{name}.pub", "rb") as handle:
+            return base64.b64decode(handle.read(1 << 16).split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _agent(path: str | None) -> Any:
+    from paramiko.agent import AgentSSH
+
+    if path is None:
+        return None
+    agent = AgentSSH()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(5)
+    try:
+        connection.connect(path)
+        agent._connect(connection)
+    except Exception:  # none there, or not one
+        connection.close()
+        return None
+    agent.close = agent._close
+    return agent
+
+
+# --- the bytes below SSH -----------------------------------------------------------------------
+
+
+def _dial(
+    hop: Hop, timeout: float, dead_after: float, gateway: _Gateway | None
+) -> tuple[Any, subprocess.Popen[bytes] | None]:
+    """Something like a socket that leads to the hop's sshd, and the process behind it, if any."""
+    if gateway is not None:
+        return gateway.forward(hop, timeout), None
+    if hop.proxy_command:
+        return _proxied(hop)
+    label, where = hop.spec.label, f"{hop.host} port {hop.port}"
+    try:
+        found = socket.getaddrinfo(hop.host, hop.port, hop.family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        hint = "is it spelled right, and in DNS, /etc/hosts or ssh_config?"
+        raise HostError(label, f"{hop.host}: {_say(error)}", hint, retry=True) from None
+    failures = []
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout)
+            if hop.bind:
+                sock.bind((hop.bind, 0))
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failures.append(f"no answer in {timeout:g} s" if isinstance(error, TimeoutError)
+                            else _say(error))  # fmt: skip
+            continue
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # a dead peer ends our writes, not only our reads
+            milliseconds = int(1000 * dead_after)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        return sock, None
+    raise HostError(label, f"{where}: {'; '.join(dict.fromkeys(failures))}", retry=True)
+
+
+def _proxied(hop: Hop) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A ProxyCommand's stdin and stdout as a socket, which Paramiko's own is not."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {hop.proxy_command}"],
+            stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    return ours, process
+
+
+@dataclass(eq=False)
+class _Gateway:
+    """A login at a jump host, shared by all that go through it."""
+
+    key: Any
+    login: _Login
+    before: _Gateway | None
+    users: int = 0
+
+    def forward(self, hop: Hop, timeout: float) -> Any:
+        import paramiko
+
+        try:
+            return self.login.transport.open_channel(
+                "direct-tcpip", (hop.host, hop.port), ("", 0), WINDOW, PACKET, timeout=timeout
+            )
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            through = f"{self.login.hop.host} port {self.login.hop.port}"
+            reason = f"gateway {through} does not reach {hop.host} port {hop.port}: {_say(error)}"
+            raise HostError(hop.spec.label, reason, retry=True) from None
+
+    def close(self) -> None:
+        self.login.close()
+        if self.before is not None:
+            _give_back(self.before)
+
+
+_gateways: dict[Any, Future[_Gateway]] = {}
+_gateways_lock = threading.Lock()
+
+
+def _borrow(hops: tuple[Hop, ...], settings: Settings) -> _Gateway:
+    """The one login at the last of these jump hosts. Whoever waits for it shares its failure."""
+    key = tuple((hop.user, hop.host, hop.port, hop.spec.key) for hop in hops)
+    while True:
+        with _gateways_lock:
+            future = _gateways.get(key)
+            mine = future is None
+            if future is None:
+                future = _gateways[key] = Future()
+        if mine:
+            before: _Gateway | None = None
+            try:
+                before = _borrow(hops[:-1], settings) if hops[:-1] else None
+                login = patiently(
+                    lambda: _Login(hops[-1], settings, before),  # noqa: B023
+                    settings.connect_timeout,
+                )
+            except BaseException as error:
+                if before is not None:
+                    _give_back(before)
+                with _gateways_lock:
+                    del _gateways[key]
+                future.set_exception(error)
+                raise
+            future.set_result(_Gateway(key, login, before))
+        gateway = future.result()
+        with _gateways_lock:
+            if _gateways.get(key) is future:
+                if gateway.login.transport.is_active():
+                    gateway.users += 1
+                    return gateway
+                del _gateways[key]  # it has died meanwhile; those who use it will notice
+
+
+def _give_back(gateway: _Gateway) -> None:
+    with _gateways_lock:
+        gateway.users -= 1
+        if gateway.users > 0:
+            return
+        future = _gateways.get(gateway.key)
+        if future is not None and future.done() and future.result() is gateway:
+            del _gateways[gateway.key]
+    gateway.close()

@@ -1,0 +1,186 @@
+"""The way to a host: ssh_config, asked through `ssh -G`, and the jump hosts before it."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from jamtasks.errors import HostError, SettingsError
+from jamtasks.settings import HostSpec, Settings, parse_host, split
+
+MAX_HOPS = 8
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One SSH server on the way. The last is the host itself."""
+
+    spec: HostSpec  # what we were told; the rest is what ssh_config makes of it
+    host: str
+    port: int
+    user: str
+    identities: tuple[str, ...]  # private key files, in the order to try
+    identities_only: bool
+    agent: str | None  # path of the authentication agent's socket
+    known_hosts: tuple[str, ...]  # the user's, the first of them takes new keys; then the system's
+    recorded_in: str | None
+    key_alias: str | None
+    hash_names: bool
+    proxy_command: str | None
+    family: int
+    bind: str | None
+
+
+def route(spec: HostSpec, settings: Settings) -> tuple[Hop, ...]:
+    """The servers to log in to, one through the other. Raises HostError."""
+    return _route(spec, settings, spec.gateway, 0)
+
+
+def _route(spec: HostSpec, settings: Settings, gateway: str | None, depth: int) -> tuple[Hop, ...]:
+    if depth > MAX_HOPS:
+        raise HostError(spec.label, "its jump hosts lead in a circle")
+    options = _resolve(spec)
+    if gateway is None and "proxycommand" not in options:
+        gateway = options.get("proxyjump")
+    before: tuple[Hop, ...] = ()
+    if gateway and gateway.lower() != "none":
+        *earlier, last = split(gateway)
+        jump = _jump(last, spec, settings)
+        # a chain says all of the way; a single jump host may have its own way in ssh_config
+        before = _route(jump, settings, ",".join(earlier) or jump.gateway, depth + 1)
+        options.pop("proxycommand", None)
+    return (*before, _hop(spec, options))
+
+
+def _jump(word: str, spec: HostSpec, settings: Settings) -> HostSpec:
+    try:
+        user, name, port, _ = parse_host(word.removeprefix("ssh://"))
+    except SettingsError as error:
+        raise HostError(spec.label, f"its gateway: {error.message}", error.hint) from None
+    known = next((host for host in settings.hosts if host.label == name), None)
+    return HostSpec(
+        name=known.name if known else name,
+        user=user or (known.user if known else None),
+        port=port or (known.port if known else None),
+        key=known.key if known else None,
+        gateway=known.gateway if known else None,
+        password=spec.password,
+        ssh_config=spec.ssh_config,
+        transport=spec.transport,
+        label=f"{spec.label}: gateway {word}",
+    )
+
+
+def _resolve(spec: HostSpec) -> dict[str, str]:
+    """ssh_config's settings for a host, in lower case; several values of a key on lines."""
+    if spec.ssh_config and not os.path.isfile(spec.ssh_config):
+        raise HostError(spec.label, f"there is no ssh_config {spec.ssh_config}")
+    ssh = shutil.which("ssh")
+    if ssh is None:
+        return _resolve_without_ssh(spec)
+    argv = [ssh, "-G"]
+    if spec.ssh_config:
+        argv += ["-F", spec.ssh_config]
+    if spec.user:
+        argv += ["-l", spec.user]
+    if spec.port:
+        argv += ["-p", str(spec.port)]
+    try:
+        asked = subprocess.run(
+            [*argv, "--", spec.name], stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+            encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(spec.label, f"ssh -G {spec.name}: {error}") from None
+    if asked.returncode:
+        reason = asked.stderr.strip().replace("\r", "").splitlines() or ["no reason given"]
+        raise HostError(spec.label, f"ssh -G {spec.name}: {reason[0]}", "\n  ".join(reason[1:]))
+    options: dict[str, str] = {}
+    for line in asked.stdout.splitlines():
+        key, _, value = line.partition(" ")
+        options[key] = f"{options[key]}\n{value}" if key in options else value
+    return options
+
+
+def _resolve_without_ssh(spec: HostSpec) -> dict[str, str]:
+    """As Paramiko reads the files: without `Include`."""
+    import paramiko
+
+    config = paramiko.SSHConfig()
+    files = [spec.ssh_config] if spec.ssh_config else ["~/.ssh/config", "/etc/ssh/ssh_config"]
+    for name in files:
+        with contextlib.suppress(FileNotFoundError), open(os.path.expanduser(name)) as handle:
+            config.parse(handle)
+    found = config.lookup(spec.name)
+    return {
+        key.lower(): "\n".join(value) if isinstance(value, list) else str(value)
+        for key, value in found.items()
+    }
+
+
+_DEFAULT_KEYS = "\n".join(f"~/.ssh/id_{kind}" for kind in ("ed25519", "ecdsa", "rsa"))
+_FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+
+
+def _hop(spec: HostSpec, options: dict[str, str]) -> Hop:
+    host = options.get("hostname", spec.name)
+    port = spec.port or int(options.get("port", "22"))
+    user = spec.user or options.get("user") or getpass.getuser()
+    alias = options.get("hostkeyalias", "none")
+    tokens = {
+        "%": "%", "d": os.path.expanduser("~"), "h": host, "n": spec.name, "p": str(port),
+        "r": user, "u": getpass.getuser(), "l": socket.gethostname(),
+        "L": socket.gethostname().split(".")[0],
+        "i": str(os.getuid()), "k": alias if alias != "none" else host,
+    }  # fmt: skip
+
+    def files(text: str) -> tuple[str, ...]:
+        names = (os.path.expanduser(_expanded(word, tokens)) for word in shlex.split(text))
+        return tuple(name for name in names if name != "none")
+
+    def lines(text: str) -> tuple[str, ...]:
+        names = (os.path.expanduser(_expanded(line, tokens)) for line in text.splitlines())
+        return tuple(name for name in names if name != "none")
+
+    agent = options.get("identityagent", "SSH_AUTH_SOCK")
+    if agent == "SSH_AUTH_SOCK" or agent.startswith("$"):
+        agent = os.environ.get(agent.lstrip("$"), "none")
+    yours = files(options.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2"))
+    system = files(options.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts"))
+    command = options.get("proxycommand", "none")
+    return Hop(
+        spec=spec,
+        host=host,
+        port=port,
+        user=user,
+        identities=(spec.key,) if spec.key else lines(options.get("identityfile", _DEFAULT_KEYS)),
+        identities_only=bool(spec.key) or options.get("identitiesonly") == "yes",
+        agent=None if agent == "none" else os.path.expanduser(_expanded(agent, tokens)),
+        known_hosts=(*yours, *system),
+        recorded_in=yours[0] if yours else None,
+        key_alias=None if alias == "none" else alias,
+        hash_names=options.get("hashknownhosts") == "yes",
+        proxy_command=None if command == "none" else _expanded(command, tokens),
+        family=_FAMILIES.get(options.get("addressfamily", "any"), socket.AF_UNSPEC),
+        bind=options.get("bindaddress"),
+    )
+
+
+def _expanded(text: str, tokens: dict[str, str]) -> str:
+    parts = text.split("%")
+    out = [parts.pop(0)]
+    while parts:
+        part = parts.pop(0)
+        if not part:  # "%%": the next part is plain text
+            out += ["%", parts.pop(0) if parts else ""]
+        elif part[0] in tokens:
+            out += [tokens[part[0]], part[1:]]
+        else:
+            out += ["%", part]
+    return "".join(out)
