@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker_payload import wire
 
@@ -67,7 +67,7 @@ def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireRep
     from . import bootstrap as bootstrapping
 
     def one(spec: HostSpec) -> FireRow:
-        answer = bootstrapping.command(spec, settings, project, "fire")
+        answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "fire")
         left = int(answer["left"])
         names = ", ".join(str(name) for name in answer.get("names", ())) if left else ""
         return FireRow(spec.label, int(answer["ended"]), left, names)
@@ -103,8 +103,14 @@ def greet(attached: Attached, spec: HostSpec, project: str) -> wire.Welcome:
                     break
             data = attached.channel.read(READ_SIZE)
             if not data:
-                tail = attached.channel.stderr_tail().strip()
-                raise HostError(spec.label, "the agent ended before it said anything", tail or None)
+                if not alarm.is_alive():
+                    raise HostError(
+                        spec.label, f"its agent said nothing in {WELCOME_SECONDS:.0f} s"
+                    )
+                tail = attached.channel.stderr_tail().strip().splitlines()[-1:]
+                raise attached.channel.cause() or HostError(
+                    spec.label, "the agent ended before it said anything", *tail
+                )
     except wire.ProtocolError as error:
         raise HostError(spec.label, f"not an agent of ours: {error}") from None
     finally:
