@@ -1,0 +1,878 @@
+"""The agent: one loop that moves bytes between masters, workers, templates and the store.
+
+What to do is decided in host.py; here is how. Nothing in the loop waits for anybody: what cannot be
+written at once is kept, and a worker whose master does not read is not read either.
+"""
+
+import errno
+import os
+import platform
+import selectors
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from mmap import mmap
+from typing import Any, Callable, Deque, Dict, List, Optional, Set
+
+from worker_payload import host as states
+from worker_payload import layout, limits, links, procs, template, wire
+from worker_payload.gate import Gate
+from worker_payload.lost import Obituary
+from worker_payload.store import Damaged, Store, StoreFull
+from worker_payload.workerio import WorkerIO
+
+UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
+READ = 256 << 10
+PLACES = 8192  # of tickets on the board: workers at a time
+WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
+_IOV = 64
+
+
+class Channel(object):
+    """A master's end: two descriptors, the attach that lent them, and what waits to be written."""
+
+    def __init__(self, number, read_fd, write_fd, attach):
+        # type: (int, int, int, socket.socket) -> None
+        self.number = number
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+        self.attach = attach
+        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.out = deque()  # type: Deque[Any]
+        self.unsent = 0
+        self.blocked = False  # the selector will say when it can be written
+        self.paused = set()  # type: Set[int]
+        self.closing = None  # type: Optional[int]
+        self.deadline = 0.0
+
+    def queue(self, buffers):
+        # type: (List[Any]) -> None
+        for data in buffers:
+            if len(data):
+                self.out.append(data)
+                self.unsent += len(data)
+
+    def write(self):
+        # type: () -> bool
+        """Write what the descriptor takes; True if nothing is left. Raises OSError."""
+        while self.out:
+            try:
+                sent = _write(self.write_fd, self.out)
+            except (BlockingIOError, InterruptedError):
+                return False
+            self.unsent -= sent
+            while sent:
+                first = self.out[0]
+                if sent < len(first):
+                    self.out[0] = memoryview(first)[sent:]
+                    break
+                sent -= len(first)
+                self.out.popleft()
+        return True
+
+
+def _write(fd, out):
+    # type: (int, Deque[Any]) -> int
+    if len(out) == 1:
+        return os.write(fd, out[0])
+    batch = [out[i] for i in range(min(len(out), _IOV))]
+    if hasattr(os, "writev"):
+        return os.writev(fd, batch)
+    return os.write(fd, b"".join(batch) if len(batch[0]) < 65536 else batch[0])
+
+
+class Kind(object):
+    """The template of one kind of worker."""
+
+    def __init__(self, name, key):
+        # type: (str, states.Key) -> None
+        self.name = name
+        self.key = key
+        self.sock = None  # type: Optional[socket.socket]
+        self.sender = None  # type: Optional[links.Sender]
+        self.reader = links.Reader()
+        self.numpy = None  # type: Optional[str]
+        self.crashes = 0
+        self.workers = set()  # type: Set[int]
+
+
+class Agent(object):
+    """keeper: descriptor that reads EOF when our keeper is gone, or None. listener: bound here."""
+
+    def __init__(self, project, build, run, lock, idle_timeout, keeper=None, log=None):
+        # type: (str, str, layout.RunDir, int, float, Optional[int], Optional[Callable]) -> None
+        self.project = project
+        self.build = build
+        self.run_dir = run
+        self._lock = lock
+        self._log = log or (lambda text: None)
+        self._selector = selectors.DefaultSelector()
+        self._channels = {}  # type: Dict[int, Channel]
+        self._workers = {}  # type: Dict[int, WorkerIO]
+        self._kinds = {}  # type: Dict[states.Key, Kind]
+        self._writers = {}  # type: Dict[str, Any]
+        self._dirty = set()  # type: Set[Channel]
+        self._greeting = []  # type: List[Channel]
+        self._requests = {}  # type: Dict[int, Any]
+        self._next = 0
+        self._stop = None  # type: Optional[str]
+        self._board = mmap(-1, PLACES * 8)
+        self._places = list(range(PLACES - 1, -1, -1))
+        self._buffer = bytearray(READ)
+        # before anything that a fork should not have
+        self._root_pid, self._root = template.fork(self._board)
+        self._root_sender = links.Sender(self._root)
+        self._root_reader = links.Reader()
+        self._store = Store(run.path, layout.blob_dir(run))
+        self._obituary = Obituary()
+        self.cpus = limits.cpus()
+        self._host = states.Host(build, project, self.cpus, idle_timeout, time.monotonic())
+        self._started = time.monotonic()
+        self._peeked = self._started
+        self._wake, self._wake_end = os.pipe()
+        for fd in (self._wake, self._wake_end):
+            os.set_blocking(fd, False)
+        self._answers = deque()  # type: Deque[Callable[[], None]]
+        self._watch(self._wake, self._on_wake)
+        self._watch(self._root, self._on_root)
+        if keeper is not None:
+            os.set_blocking(keeper, False)
+            self._watch(keeper, lambda: self.stop("its keeper is gone"))
+        self._default = (1, 0, ())  # type: states.Key
+        self._kind(self._default)
+        self._gate = Gate(run, project, build, self._selector, self._watch, self._admit)
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def run(self):
+        # type: () -> None
+        signal.set_wakeup_fd(self._wake_end)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: self.stop("signal %d" % number))
+        self._gate.open()
+        self._log("listening as process %d" % os.getpid())
+        host, selector = self._host, self._selector
+        next_tick = 0.0
+        try:
+            while self._stop is None:
+                events = selector.select(min(max(next_tick - time.monotonic(), 0.0), 1.0))
+                host.now = now = time.monotonic()
+                later = []
+                for key, mask in events:
+                    first, call = key.data
+                    if first:
+                        call()  # what a worker printed comes before its answer
+                    else:
+                        later.append(call)
+                for call in later:
+                    call()
+                if now >= next_tick:
+                    self._tick(now)
+                    next_tick = now + (0.1 if host.busy() or self._greeting else 0.5)
+                self._act()
+                if self._dirty:
+                    self._write_out()
+        finally:
+            self._end()
+
+    def stop(self, reason):
+        # type: (str) -> None
+        if self._stop is None:
+            self._stop = reason
+
+    def _watch(self, fd, call, first=False):
+        # type: (Any, Callable[[], None], bool) -> None
+        self._selector.register(fd, selectors.EVENT_READ, (first, call))
+
+    def _unwatch(self, fd):
+        # type: (Any) -> None
+        try:
+            self._selector.unregister(fd)
+        except (KeyError, ValueError):
+            pass
+
+    def _on_wake(self):
+        # type: () -> None
+        try:
+            os.read(self._wake, 4096)
+        except BlockingIOError:
+            pass
+        while self._answers:
+            self._answers.popleft()()
+
+    def _from_thread(self, call):
+        # type: (Callable[[], None]) -> None
+        self._answers.append(call)
+        os.write(self._wake_end, b"\0")
+
+    def _tick(self, now):
+        # type: (float) -> None
+        self._host.tick(now)
+        self._gate.tick(now)
+        for channel in list(self._channels.values()):
+            if channel.closing is not None and now > channel.deadline:
+                self._drop(channel, channel.closing)
+        if self._greeting and now - self._started > WELCOME_WITHIN:
+            self._greet()
+        if now - self._peeked > 2.0:
+            self._peeked = now
+            if not self._channels and self._gate.superseded():
+                self._log("a newer build is here")
+                self._host.superseded()
+
+    def _act(self):
+        # type: () -> None
+        """Do what the host wants done, until it wants nothing."""
+        host = self._host
+        while True:
+            actions = host.actions()
+            if not actions:
+                return
+            for action in actions:
+                _ACTIONS[type(action)](self, action)
+
+    # --- masters ---------------------------------------------------------------------------------
+
+    def _admit(self, attach, read_fd, write_fd, head):
+        # type: (socket.socket, int, int, bytes) -> None
+        """A master came, through these descriptors. head: the first bytes to write."""
+        self._next += 1
+        channel = Channel(self._next, read_fd, write_fd, attach)
+        self._channels[channel.number] = channel
+        for fd in (read_fd, write_fd):
+            os.set_blocking(fd, False)
+        self._host.master_opened(channel.number)
+        channel.queue([head])
+        self._greeting.append(channel)
+        self._dirty.add(channel)
+        try:
+            self._watch(read_fd, lambda: self._on_master(channel))
+            self._watch(attach, lambda: self._on_attach(channel))
+        except (OSError, ValueError):  # a file or /dev/null, which says nothing
+            self._lose(channel, 0, "its input cannot be waited for")
+            return
+        if self._kinds[self._default].numpy is not None:
+            self._greet()
+
+    def _greet(self):
+        # type: () -> None
+        """Say Welcome to those who wait for it."""
+        numpy = self._kinds[self._default].numpy
+        notes = list(self._store.notes)
+        if numpy is None:
+            notes.append("numpy's import takes longer than %d s" % WELCOME_WITHIN)
+        welcome = wire.Welcome(
+            wire.VERSION, self.build, platform.python_version(), platform.python_implementation(),
+            numpy or "", os.getpid(), self.cpus, self.cpus, limits.memory_free(),
+            self._store.room(), socket.gethostname(), notes)  # fmt: skip
+        for channel in self._greeting:
+            if channel.number in self._channels:
+                channel.queue(wire.encode(welcome))
+                self._dirty.add(channel)
+        self._greeting = []
+
+    def _on_master(self, channel):
+        # type: (Channel) -> None
+        data = self._read(channel.read_fd)
+        if data is None:
+            return
+        if not data:
+            self._lose(channel, 0, "end of its input")
+            return
+        self._host.heard(channel.number)
+        try:
+            for message in channel.decoder.feed(data):
+                self._host.message(channel.number, message)
+        except wire.ProtocolError as error:
+            self._refuse(channel, str(error))
+
+    def _read(self, fd):
+        # type: (int) -> Any
+        """Bytes, none at the end, None for later."""
+        try:
+            if not hasattr(os, "readv"):
+                return os.read(fd, READ)
+            count = os.readv(fd, [self._buffer])
+            return memoryview(self._buffer)[:count]
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
+    def _on_attach(self, channel):
+        # type: (Channel) -> None
+        try:
+            if channel.attach.recv(4096):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._lose(channel, 0, "its attach is gone")
+
+    def _refuse(self, channel, reason):
+        # type: (Channel, str) -> None
+        self._log("master %d: %s" % (channel.number, reason))
+        channel.queue(wire.encode(wire.Ending("protocol error: " + reason)))
+        self._dirty.add(channel)
+        self._close_soon(channel, 76)
+
+    def _close_soon(self, channel, code):
+        # type: (Channel, int) -> None
+        """Hear no more of a master, and let it go when all is written, or after a second."""
+        if channel.closing is None:
+            channel.closing = code
+            channel.deadline = time.monotonic() + 1.0
+            self._unwatch(channel.read_fd)
+            self._host.master_closed(channel.number)
+            self._dirty.add(channel)
+
+    def _lose(self, channel, code, reason):
+        # type: (Channel, int, str) -> None
+        if channel.number in self._channels:
+            self._log("master %d leaves: %s" % (channel.number, reason))
+            self._host.master_closed(channel.number)
+            self._drop(channel, code)
+
+    def _drop(self, channel, code):
+        # type: (Channel, int) -> None
+        """Close all that a master lent us, then let its attach end."""
+        if self._channels.pop(channel.number, None) is None:
+            return
+        self._resume(channel)
+        self._dirty.discard(channel)
+        for fd in (channel.read_fd, channel.write_fd, channel.attach):
+            self._unwatch(fd)
+        os.close(channel.read_fd)
+        os.close(channel.write_fd)
+        channel.out.clear()
+        try:
+            channel.attach.send(b"EXIT %d\n" % code)
+        except OSError:
+            pass
+        channel.attach.close()
+
+    def _write_out(self):
+        # type: () -> None
+        dirty, self._dirty = self._dirty, set()
+        for channel in dirty:
+            if not channel.blocked and channel.number in self._channels:
+                self._flush(channel)
+
+    def _flush(self, channel):
+        # type: (Channel) -> None
+        try:
+            done = channel.write()
+        except OSError as error:
+            self._lose(channel, 0, "cannot be written to: %s" % error)
+            return
+        if done == channel.blocked:
+            channel.blocked = not done
+            if done:
+                self._unwatch(channel.write_fd)
+            else:
+                self._selector.register(
+                    channel.write_fd, selectors.EVENT_WRITE, (False, lambda: self._flush(channel))
+                )
+        if done and channel.closing is not None:
+            self._drop(channel, channel.closing)
+        elif channel.unsent > UNSENT_MAX:
+            self._pause(channel)
+        elif channel.paused and channel.unsent < UNSENT_MAX // 2:
+            self._resume(channel)
+
+    def _pause(self, channel):
+        # type: (Channel) -> None
+        for number in self._host.workers_of(channel.number):
+            io = self._workers.get(number)
+            if io is not None and number not in channel.paused:
+                channel.paused.add(number)
+                self._unwatch_worker(io)
+
+    def _resume(self, channel):
+        # type: (Channel) -> None
+        for number in channel.paused:
+            io = self._workers.get(number)
+            if io is not None:
+                self._watch_worker(io)
+        channel.paused.clear()
+
+    def _do_send(self, action):
+        # type: (states.Send) -> None
+        channel = self._channels.get(action.master)
+        if channel is not None and channel.closing is None:
+            channel.queue(wire.encode(action.message))
+            self._dirty.add(channel)
+            if channel.unsent > UNSENT_MAX:
+                self._pause(channel)
+
+    def _do_close(self, action):
+        # type: (states.Close) -> None
+        channel = self._channels.get(action.master)
+        if channel is not None:
+            self._lose(channel, action.code, action.reason)
+
+    # --- templates -------------------------------------------------------------------------------
+
+    def _kind(self, key):
+        # type: (states.Key) -> Kind
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = Kind("t%d" % (len(self._kinds) + 1), key)
+        if kind.sock is None:
+            ours, theirs = links.pair()
+            ours.setblocking(False)
+            kind.sock, kind.sender, kind.reader = ours, links.Sender(ours), links.Reader()
+            threads, nice, env = key
+            settings = {"threads": threads, "nice": nice, "env": dict(env)}
+            if kind.crashes:
+                settings["numpy"] = False
+            self._tell(self._root_sender, (template.TEMPLATE, kind.name, settings), [theirs.fileno()])
+            theirs.close()
+            self._watch(ours, lambda: self._on_kind(kind))
+        return kind
+
+    def _tell(self, sender, value, fds=()):
+        # type: (Optional[links.Sender], Any, Any) -> None
+        """To a template. It always reads, so what it does not take at once is taken soon."""
+        if sender is None:
+            return
+        try:
+            done = sender.send(value, fds)
+            while not done:
+                time.sleep(0.0005)
+                done = sender.flush()
+        except OSError:
+            pass  # it is gone: its end is told elsewhere
+
+    def _on_root(self):
+        # type: () -> None
+        frames = self._frames(self._root, self._root_reader)
+        if frames is None:
+            self.stop("the template process is gone")
+            return
+        for value in frames:
+            if value[0] == template.GONE:
+                for kind in list(self._kinds.values()):
+                    if kind.name == value[1]:
+                        self._kind_gone(kind, value)
+
+    def _frames(self, sock, reader):
+        # type: (socket.socket, links.Reader) -> Optional[List[Any]]
+        try:
+            data, fds = links.receive(sock)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        return [value for value, _ in reader.feed(data, fds)]
+
+    def _on_kind(self, kind):
+        # type: (Kind) -> None
+        assert kind.sock is not None
+        frames = self._frames(kind.sock, kind.reader)
+        if frames is None:
+            self._unwatch(kind.sock)  # the root will tell
+            return
+        for value in frames:
+            what, name = value[:2]
+            if what == template.READY:
+                kind.numpy = name
+                if kind.key == self._default:
+                    self._greet()
+            elif what == template.BORN:
+                if name in self._workers:
+                    self._workers[name].pid = value[2]
+            elif what == template.GONE:
+                self._worker_gone(name, value[2], value[3], value[4])
+            elif what == template.LACKS:
+                master, request = self._requests.pop(name)
+                self._host.lacks(master, request, value[2])
+
+    def _kind_gone(self, kind, value):
+        # type: (Kind, Any) -> None
+        self._log("template %s ended: exit %s, signal %s %s" % value[1:])
+        if kind.sock is not None:
+            self._unwatch(kind.sock)
+            kind.sender.close()  # type: ignore[union-attr]
+        if kind.numpy is None:
+            kind.crashes += 1  # without numpy next time
+        if kind.crashes > 2:
+            self.stop("templates do not live")
+            return
+        kind.sock = kind.sender = None
+        for number in list(kind.workers):
+            io = self._workers.get(number)
+            if io is not None and io.pid:
+                procs.kill_group(io.pid)
+            self._worker_gone(number, None, signal.SIGKILL, "its template ended")
+        if kind.key == self._default:
+            self._kind(kind.key)
+
+    def _do_prepare(self, action):
+        # type: (states.Prepare) -> None
+        self._kind(action.key)
+
+    def _do_require(self, action):
+        # type: (states.Require) -> None
+        self._next += 1
+        self._requests[self._next] = (action.master, action.request)
+        self._tell(self._kind(action.key).sender, (template.REQUIRE, self._next, action.names))
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def _do_spawn(self, action):
+        # type: (states.Spawn) -> None
+        kind = self._kind(action.key)
+        try:
+            place = self._places.pop()
+        except IndexError:
+            self._host.gone(action.worker, None, None, 0, "", "too many workers")
+            return
+        try:
+            io, theirs = WorkerIO.make(action.worker, place, layout.nonce())
+        except OSError as error:
+            self._places.append(place)
+            self._host.gone(action.worker, None, None, 0, "", "no worker: %s" % error)
+            return
+        struct.pack_into("<Q", self._board, place * 8, 0)
+        self._workers[action.worker] = io
+        kind.workers.add(action.worker)
+        io.kind = kind
+        self._watch_worker(io)
+        self._tell(kind.sender, (template.WORKER, action.worker, place * 8, io.nonce), theirs)
+        for fd in theirs:
+            os.close(fd)
+
+    def _watch_worker(self, io):
+        # type: (WorkerIO) -> None
+        if io.watched:
+            return
+        io.watched = True
+        for stream in io.streams:
+            if not stream.ended:
+                self._watch(stream.fd, lambda s=stream: self._on_output(io, s), True)
+        self._watch(io.sock, lambda: self._on_worker(io))
+        if not io.sender.idle:
+            self._watch_both(io)
+
+    def _unwatch_worker(self, io):
+        # type: (WorkerIO) -> None
+        if io.watched:
+            io.watched = False
+            for fd in [stream.fd for stream in io.streams] + [io.sock]:
+                self._unwatch(fd)
+
+    def _on_output(self, io, stream, ticket=0):
+        # type: (WorkerIO, Any, int) -> None
+        data = stream.read()
+        if data is None:
+            return
+        if not data:
+            self._unwatch(stream.fd)
+        for piece in stream.admit(data, self._host.ticket_of(io.number)):
+            self._host.output(io.number, ticket, stream.number, piece)
+
+    def _drain(self, io, ticket):
+        # type: (WorkerIO, int) -> None
+        """All that a worker printed so far."""
+        for stream in io.streams:
+            for _ in range(64):
+                data = stream.read()
+                if not data:
+                    break
+                for piece in stream.admit(data, ticket):
+                    self._host.output(io.number, ticket, stream.number, piece)
+            for piece in stream.finish():
+                self._host.output(io.number, ticket, stream.number, piece)
+
+    def _on_worker(self, io):
+        # type: (WorkerIO) -> None
+        try:
+            answers = io.answers()
+        except MemoryError:
+            self._log("worker %d: no memory for its answer" % io.number)
+            io.note = "the agent has no memory for its answer"
+            self._kill(io)
+            return
+        if answers is None:
+            self._unwatch(io.sock)
+            if not io.retired:
+                # dead, or it closed all its descriptors: then it is of no more use
+                io.deserted = True
+                self._kill(io)
+            return
+        for ok, wrote, ticket, seconds, payload in answers:
+            if wrote or io.streams[0].dropped or io.streams[1].dropped:
+                self._drain(io, ticket)
+            self._host.answered(io.number, ticket, ok, seconds, payload)
+
+    def _do_give(self, action):
+        # type: (states.Give) -> None
+        io = self._workers.get(action.worker)
+        if io is None:
+            return
+        try:
+            done = io.sender.send(action.commands, action.fds)
+        except OSError:
+            return  # it is gone: its template will tell
+        if not done:
+            self._watch_both(io)
+
+    def _watch_both(self, io):
+        # type: (WorkerIO) -> None
+        if io.watched:
+            both = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(io.sock, both, (False, lambda: self._more(io)))
+
+    def _more(self, io):
+        # type: (WorkerIO) -> None
+        """Both ways, while there is something left to send."""
+        try:
+            if io.sender.flush():
+                self._selector.modify(
+                    io.sock, selectors.EVENT_READ, (False, lambda: self._on_worker(io))
+                )
+        except OSError:
+            pass
+        self._on_worker(io)
+
+    def _do_interrupt(self, action):
+        # type: (states.Interrupt) -> None
+        io = self._workers.get(action.worker)
+        if io is None:
+            return
+        if io.pid:
+            procs.kill([io.pid], signal.SIGINT)
+        else:
+            io.sender.close()
+
+    def _do_kill(self, action):
+        # type: (states.Kill) -> None
+        io = self._workers.get(action.worker)
+        if io is not None:
+            self._kill(io)
+
+    def _kill(self, io):
+        # type: (WorkerIO) -> None
+        """The worker and all that came of it. Its template reaps it and tells."""
+        io.killed = True
+        if io.pid:
+            io.family |= procs.descendants([io.pid])
+            procs.kill_group(io.pid)
+        else:
+            io.retired = True
+            self._unwatch_worker(io)
+            io.sender.close()
+
+    def _do_retire(self, action):
+        # type: (states.Retire) -> None
+        io = self._workers.get(action.worker)
+        if io is not None:
+            io.retired = True
+            try:
+                io.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    def _worker_gone(self, number, exit_, signal_, note):
+        # type: (int, Optional[int], Optional[int], str) -> None
+        io = self._workers.get(number)
+        if io is None:
+            return
+        if io.sock.fileno() >= 0:
+            for _ in range(1 << 16):  # what it answered before it died still counts
+                try:
+                    answers = io.answers()
+                except MemoryError:
+                    break
+                if not answers:
+                    break
+                for ok, wrote, ticket, seconds, payload in answers:
+                    self._drain(io, ticket)
+                    self._host.answered(number, ticket, ok, seconds, payload)
+        ticket = struct.unpack_from("<Q", self._board, io.place * 8)[0]
+        self._drain(io, ticket)
+        if not io.retired:
+            # what it left behind: still its children, or those that carry its mark
+            family = io.family | procs.marked(lambda m: m.get(procs.WORKER) == io.nonce)
+            procs.kill(pid for pid in family if procs.is_alive(pid))
+        if io.deserted and signal_ == signal.SIGKILL:
+            note = note or "it closed its connection to the agent, which then ended it"
+        note = note or io.note or self._obituary.note(signal_, io.killed)
+        self._host.gone(number, exit_, signal_, ticket, io.last_words(), note)
+        del self._workers[number]
+        io.kind.workers.discard(number)
+        for channel in self._channels.values():
+            channel.paused.discard(number)
+        self._unwatch_worker(io)
+        io.close()
+        self._places.append(io.place)
+
+    # --- blobs -----------------------------------------------------------------------------------
+
+    def _do_look(self, action):
+        # type: (states.Look) -> None
+        digest = action.digest
+        if not self._store.has(digest):
+            self._host.blob_absent(digest)
+        elif self._store.is_checked(digest):
+            self._looked(digest, self._store.open(digest))
+        else:
+            # its first use reads all of it: others shall not wait for that
+            threading.Thread(target=self._look, args=(digest,), daemon=True).start()
+
+    def _look(self, digest):
+        # type: (str) -> None
+        fd = self._store.open(digest)
+        self._from_thread(lambda: self._looked(digest, fd))
+
+    def _looked(self, digest, fd):
+        # type: (str, Optional[int]) -> None
+        if fd is None:
+            self._host.blob_absent(digest)
+        else:
+            self._host.blob_here(digest, _handle(fd))
+
+    def _do_keep(self, action):
+        # type: (states.Keep) -> None
+        digest = action.digest
+        writer = self._writers.get(digest)
+        try:
+            if writer is None:
+                if action.offset:
+                    return  # the rest of one that was damaged, or of one nobody wants
+                writer = self._writers[digest] = self._begin(digest, action.total)
+            writer.write(action.offset, action.data)
+            if action.offset + len(action.data) < action.total:
+                return
+            fd = writer.commit()
+        except Damaged as error:
+            self._log("blob %s: %s" % (digest[:12], error))
+            self._abandon(digest)
+            self._host.blob_damaged(digest)
+        except (StoreFull, OSError) as error:
+            self._abandon(digest)
+            self._host.blob_full(digest, "no room: %s" % error)
+        else:
+            del self._writers[digest]
+            self._host.blob_here(digest, _handle(fd))
+
+    def _begin(self, digest, total):
+        # type: (str, int) -> Any
+        try:
+            return self._store.begin(digest, total)
+        except StoreFull:
+            self._host.make_room()
+            self._act()
+            for _ in range(10):  # workers let go of their files
+                time.sleep(0.02)
+                try:
+                    return self._store.begin(digest, total)
+                except StoreFull as error:
+                    last = error
+            raise last
+
+    def _abandon(self, digest):
+        # type: (str) -> None
+        writer = self._writers.pop(digest, None)
+        if writer is not None:
+            writer.abort()
+
+    def _do_abandon(self, action):
+        # type: (states.Abandon) -> None
+        self._abandon(action.digest)
+
+    def _do_spool(self, action):
+        # type: (states.Spool) -> None
+        try:
+            with tempfile.TemporaryFile(dir=self.run_dir.path) as handle:
+                handle.write(action.data)
+                handle.flush()
+                fd = os.dup(handle.fileno())
+        except OSError as error:
+            self._host.refuse(action.call, "no room for the params: %s" % error)
+        else:
+            self._host.spooled(action.call, states.Handle(None, fd))
+
+    def _do_unpin(self, action):
+        # type: (states.Unpin) -> None
+        if action.handle.fd is not None:
+            os.close(action.handle.fd)
+        if action.drop:
+            self._store.drop(action.digest)
+
+    def _do_stop(self, action):
+        # type: (states.Stop) -> None
+        self.stop(action.reason)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _end(self):
+        # type: () -> None
+        """Leave nothing of ours behind: no socket, no process."""
+        reason = self._stop or "an error"
+        self._log("ending: " + reason)
+        self._gate.close()
+        for channel in list(self._channels.values()):
+            channel.queue(wire.encode(wire.Ending(reason)))
+            os.set_blocking(channel.write_fd, False)
+        deadline = time.monotonic() + 0.5
+        for channel in list(self._channels.values()):
+            try:
+                while not channel.write() and time.monotonic() < deadline:
+                    time.sleep(0.005)
+            except OSError:
+                pass
+            self._drop(channel, 0)
+        for io in self._workers.values():
+            if io.pid:
+                procs.kill_group(io.pid)
+        procs.end_descendants(os.getpid())
+        mine = os.environ.get(procs.OWNER)
+        if mine:
+            keep = (os.getpid(), os.getppid())
+            procs.kill(pid for pid in procs.marked(lambda m: m.get(procs.OWNER) == mine)
+                       if pid not in keep)  # fmt: skip
+        for digest in list(self._writers):
+            self._abandon(digest)
+        os.close(self._lock)
+        self._store.close()
+        self._log("ended")
+
+
+def _handle(fd):
+    # type: (int) -> states.Handle
+    size = os.fstat(fd).st_size
+    if size > states.INLINE:
+        return states.Handle(None, fd)
+    try:
+        return states.Handle(os.pread(fd, size, 0), None)
+    finally:
+        os.close(fd)
+
+
+_ACTIONS = {
+    states.Send: Agent._do_send,
+    states.Close: Agent._do_close,
+    states.Prepare: Agent._do_prepare,
+    states.Require: Agent._do_require,
+    states.Spawn: Agent._do_spawn,
+    states.Give: Agent._do_give,
+    states.Interrupt: Agent._do_interrupt,
+    states.Kill: Agent._do_kill,
+    states.Retire: Agent._do_retire,
+    states.Look: Agent._do_look,
+    states.Keep: Agent._do_keep,
+    states.Abandon: Agent._do_abandon,
+    states.Spool: Agent._do_spool,
+    states.Unpin: Agent._do_unpin,
+    states.Stop: Agent._do_stop,
+}  # type: Dict[Any, Any]

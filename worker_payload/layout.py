@@ -1,0 +1,190 @@
+"""Names of the files that are this host's own, and the one place that decides where they lie.
+
+An agent is found by its socket, is alone by its lock, and explains itself in its log. All lie in
+one directory per user that no other user can have prepared: it is opened without following
+links and looked at through the descriptor, never by name.
+"""
+
+import binascii
+import errno
+import os
+import re
+import stat
+from typing import List, Mapping, NamedTuple, Optional, Tuple
+
+PROJECT = re.compile(r"[A-Za-z0-9_-]{1,40}\Z")
+_AGENT_LOCK = re.compile(r"agent\.([A-Za-z0-9_-]{1,40})\.([A-Za-z0-9]+)\.lock\Z")
+_SOCKET_PATH_MAX = 103  # of sun_path on macOS; Linux has 107
+
+
+class LayoutError(Exception):
+    """No directory here can be ours alone; says of each why not."""
+
+
+class RunDir(NamedTuple):
+    """The host-private directory: its path, and a descriptor that stays on it."""
+
+    path: str
+    fd: int
+
+    def file(self, name):
+        # type: (str) -> str
+        return os.path.join(self.path, name)
+
+    def socket(self, name):
+        # type: (str) -> str
+        """A path for bind or connect, which take short paths only."""
+        path = self.file(name)
+        if len(os.fsencode(path)) > _SOCKET_PATH_MAX and os.path.isdir("/proc/self/fd"):
+            return "/proc/self/fd/%d/%s" % (self.fd, name)
+        return path
+
+
+def run_dir(environ=os.environ):
+    # type: (Mapping[str, str]) -> RunDir
+    """The first candidate that is, or can be made, a directory of ours that is closed to others.
+
+    Always tried in the same order, so that all processes of a user agree. Raises LayoutError."""
+    reasons = []
+    for path in candidates(environ):
+        try:
+            return RunDir(path, open_private(path))
+        except OSError as error:
+            reasons.append("%s: %s" % (path, error.strerror or error))
+    raise LayoutError("no directory for jam's sockets: " + "; ".join(reasons))
+
+
+def candidates(environ=os.environ):
+    # type: (Mapping[str, str]) -> List[str]
+    """Where the run directory may lie. JAM_RUN_DIR (several with colons between) overrides."""
+    if environ.get("JAM_RUN_DIR"):
+        return environ["JAM_RUN_DIR"].split(os.pathsep)
+    uid = os.getuid()
+    home = os.path.join(cache_dir(environ), "run", machine())
+    return ["/tmp/jam-%d" % uid, "/var/tmp/jam-%d" % uid, home]
+
+
+def open_private(path):
+    # type: (str) -> int
+    """A descriptor of the directory, made if it is not there. Raises OSError unless it is ours alone."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise OSError(error.errno, "is a link or no directory" + _owner(path))
+        raise
+    found = os.fstat(fd)
+    problem = None
+    if not stat.S_ISDIR(found.st_mode):
+        problem = "is no directory"
+    elif found.st_uid != os.getuid():
+        problem = "belongs to " + user_name(found.st_uid)
+    elif found.st_mode & 0o077:
+        problem = "has mode %o, which lets others in" % stat.S_IMODE(found.st_mode)
+    if problem is not None:
+        os.close(fd)
+        raise OSError(errno.EPERM, problem)
+    return fd
+
+
+def _owner(path):
+    # type: (str) -> str
+    try:
+        return " of " + user_name(os.lstat(path).st_uid)
+    except OSError:
+        return ""
+
+
+def user_name(uid):
+    # type: (int) -> str
+    try:
+        import pwd
+
+        return "%s (uid %d)" % (pwd.getpwuid(uid).pw_name, uid)
+    except (ImportError, KeyError):
+        return "uid %d" % uid
+
+
+def cache_dir(environ=os.environ):
+    # type: (Mapping[str, str]) -> str
+    """Where payloads are kept; may be shared by many hosts."""
+    return environ.get("JAM_CACHE_DIR") or os.path.join(
+        environ.get("HOME") or os.path.expanduser("~"), ".cache", "jam"
+    )
+
+
+def machine():
+    # type: () -> str
+    """A name that tells this host from others that share its home."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            with open(path) as handle:
+                text = handle.read().strip()
+            if text.isalnum():
+                return "%s-%s" % (os.uname()[1], text[:16])
+        except OSError:
+            pass
+    return os.uname()[1]
+
+
+def blob_dir(run):
+    # type: (RunDir) -> str
+    return run.file("blobs")
+
+
+def lock_name(project, build):
+    # type: (str, str) -> str
+    return "agent.%s.%s.lock" % (project, build)
+
+
+def start_name(project, build):
+    # type: (str, str) -> str
+    """A lock for those who start the agent, so that only one of them does."""
+    return "start.%s.%s.lock" % (project, build)
+
+
+def socket_name(project, build):
+    # type: (str, str) -> str
+    return "agent.%s.%s.sock" % (project, build)
+
+
+def log_name(project, build):
+    # type: (str, str) -> str
+    return "agent.%s.%s.log" % (project, build)
+
+
+def screen_name(project, role="agent"):
+    # type: (str, str) -> str
+    return "jam.%s.%s" % (project, role)
+
+
+def aside(name):
+    # type: (str) -> str
+    """A name beside this one that nobody else makes."""
+    return "%s.%s.tmp" % (name, nonce())
+
+
+def nonce():
+    # type: () -> str
+    return binascii.hexlify(os.urandom(8)).decode("ascii")
+
+
+def agent_locks(run):
+    # type: (RunDir) -> List[Tuple[str, str, str]]
+    """(project, build, file name) of every agent that runs or ran here."""
+    found = []
+    for name in sorted(os.listdir(run.path)):
+        match = _AGENT_LOCK.match(name)
+        if match:
+            found.append((match.group(1), match.group(2), name))
+    return found
+
+
+def is_project(name):
+    # type: (Optional[str]) -> bool
+    return bool(name) and PROJECT.match(name) is not None  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""Sockets within one host: frames of Python values, with open files alongside.
+
+Between an agent, its template and its workers everything is one program in one version, forked
+from one process: marshal is safe and by far the fastest there. A frame is its length, the number of
+descriptors that belong to it, and the marshalled value.
+"""
+
+import array
+import marshal
+import os
+import socket
+import struct
+from collections import deque
+from typing import Any, Deque, List, Sequence, Tuple
+
+_FRAME = struct.Struct("<IH")
+MAX_FDS = 64  # in one message; the system's limit is 253
+_SPACE = socket.CMSG_SPACE(4 * MAX_FDS)
+
+
+def pair():
+    # type: () -> Tuple[socket.socket, socket.socket]
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def frame(value, fds=0):
+    # type: (Any, int) -> bytes
+    data = marshal.dumps(value)
+    return _FRAME.pack(len(data), fds) + data
+
+
+def rights(fds):
+    # type: (Sequence[int]) -> List[Tuple[int, int, bytes]]
+    if not fds:
+        return []
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
+
+
+def receive(sock, size=65536):
+    # type: (socket.socket, int) -> Tuple[bytes, List[int]]
+    """Bytes (none at the end) and the descriptors that came with them. The caller owns these."""
+    data, ancillary, _, _ = sock.recvmsg(size, _SPACE)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return data, list(fds)
+
+
+class Reader(object):
+    """Frames out of what `receive` gives."""
+
+    def __init__(self):
+        # type: () -> None
+        self._data = b""
+        self._fds = deque()  # type: Deque[int]
+
+    def feed(self, data, fds):
+        # type: (bytes, List[int]) -> List[Tuple[Any, List[int]]]
+        if fds:
+            self._fds.extend(fds)
+        if self._data:
+            data = self._data + data
+        found = []
+        position, end = 0, len(data)
+        while end - position >= _FRAME.size:
+            length, count = _FRAME.unpack_from(data, position)
+            begin = position + _FRAME.size
+            if begin + length > end:
+                break
+            value = marshal.loads(data[begin : begin + length])
+            found.append((value, [self._fds.popleft() for _ in range(count)] if count else []))
+            position = begin + length
+        self._data = data[position:] if position else data
+        return found
+
+
+class Sender(object):
+    """Sends at once what the socket takes, keeps the rest, never blocks. Descriptors stay the caller's:
+    of what must wait, a duplicate is kept."""
+
+    def __init__(self, sock):
+        # type: (socket.socket) -> None
+        self._sock = sock
+        self._queue = deque()  # type: Deque[Tuple[memoryview, List[int]]]
+
+    @property
+    def idle(self):
+        # type: () -> bool
+        return not self._queue
+
+    def send(self, value, fds=()):
+        # type: (Any, Sequence[int]) -> bool
+        """False if something is left to send: call `flush` when the socket is writable.
+        Raises OSError if the other end is gone."""
+        data = frame(value, len(fds))
+        sent = 0
+        if not self._queue:
+            try:
+                sent = self._sock.sendmsg([data], rights(fds)) if fds else self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                pass
+            if sent == len(data):
+                return True
+        kept = [] if sent else [os.dup(fd) for fd in fds]
+        self._queue.append((memoryview(data)[sent:], kept))
+        return False
+
+    def flush(self):
+        # type: () -> bool
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                sent = self._sock.sendmsg([data], rights(fds))
+            except (BlockingIOError, InterruptedError):
+                return False
+            for fd in fds:
+                os.close(fd)
+            if sent < len(data):
+                self._queue[0] = (data[sent:], [])
+            else:
+                self._queue.popleft()
+        return True
+
+    def close(self):
+        # type: () -> None
+        while self._queue:
+            for fd in self._queue.popleft()[1]:
+                os.close(fd)
+        self._sock.close()
+
+
+def ask(sock, value, fds=()):
+    # type: (socket.socket, Any, Sequence[int]) -> None
+    """Send on a blocking socket, to the last byte."""
+    data = memoryview(frame(value, len(fds)))
+    sent = sock.sendmsg([data], rights(fds))
+    if sent < len(data):
+        sock.sendall(data[sent:])

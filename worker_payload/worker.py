@@ -1,0 +1,310 @@
+"""A worker: one process that calls one map function, task after task.
+
+It reads commands from its agent and writes answers back, on one blocking socket. Commands are
+lists of tuples (see `Worker._do`), answers have a fixed head so that the agent is quick with them.
+"""
+
+import fcntl
+import io
+import marshal
+import mmap
+import os
+import struct
+import sys
+import time
+import traceback
+from typing import Any, Dict, List, Optional
+
+from worker_payload import calls, codec, links
+
+# kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
+ANSWER = struct.Struct("<BBQdI")
+RESULT, FAILURE = 1, 2
+TICKET = struct.Struct("<Q")
+
+# commands of the agent
+CODE, BEGIN, TASK, END, DROP, RELEASE = range(6)
+
+_JOIN = 65536  # answers up to this many bytes are copied into one buffer
+_SHARE_SECONDS = 0.02  # params that take longer to read are read once per call, not once per task
+_PLAIN = (int, float, str, bytes, bool, type(None))
+
+
+class _Tap(io.FileIO):
+    """Standard output or error that knows whether anything was written."""
+
+    wrote = False
+
+    def write(self, data):
+        # type: (Any) -> int
+        self.wrote = True
+        return super().write(data)
+
+
+class _Streams(object):
+    """stdout and stderr of this process, put right again after each task."""
+
+    def __init__(self):
+        # type: () -> None
+        self._kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (1, 2)]
+        self._taps = []  # type: List[_Tap]
+        self._files = []  # type: List[Any]
+        self._open()
+
+    def _open(self):
+        # type: () -> None
+        self._taps = [_Tap(fd, "w", closefd=False) for fd in (1, 2)]
+        self._files = [
+            io.TextIOWrapper(
+                io.BufferedWriter(tap),
+                encoding="utf-8",
+                errors="backslashreplace",
+                line_buffering=True,
+            )
+            for tap in self._taps
+        ]
+        sys.stdout, sys.stderr = self._files
+        sys.__stdout__, sys.__stderr__ = self._files  # type: ignore[misc]
+
+    def settle(self):
+        # type: () -> int
+        """Flush; 1 if anything was written since the last time. Undoes closing and replacing."""
+        out, err = self._files
+        if sys.stdout is not out or sys.stderr is not err:
+            for other in (sys.stdout, sys.stderr):
+                if other is not out and other is not err:
+                    _flush(other)
+            sys.stdout, sys.stderr = out, err
+        broken = out.closed or err.closed
+        if not broken:
+            broken = not (_flush(out) and _flush(err))
+        wrote = self._taps[0].wrote or self._taps[1].wrote
+        self._taps[0].wrote = self._taps[1].wrote = False
+        try:
+            os.fstat(1)
+            os.fstat(2)
+        except OSError:
+            broken = True
+        if broken:
+            for fd, kept in zip((1, 2), self._kept):
+                os.dup2(kept, fd)
+            self._open()
+        return 1 if wrote else 0
+
+
+def _flush(stream):
+    # type: (Any) -> bool
+    try:
+        stream.flush()
+        return True
+    except BaseException:  # closed, or not a file at all
+        return False
+
+
+class _Call(object):
+    """What tasks of one call share: params and how to hand out slices."""
+
+    def __init__(self, module, params, writable):
+        # type: (str, Any, bool) -> None
+        self.module = module
+        self.params = params
+        self.writable = writable
+        self.shared = None  # type: Optional[List[Any]]
+
+    def get_params(self):
+        # type: () -> Any
+        """A fresh object for each task, so that a task cannot see what another one changed;
+        except where reading takes long."""
+        if self.shared is not None:
+            return self.shared[0]
+        began = time.perf_counter()
+        value = read_blob(self.params, self.writable)
+        if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
+            self.shared = [value]
+        return value
+
+
+def map_file(fd, writable):
+    # type: (int, bool) -> Any
+    access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+    return mmap.mmap(fd, 0, access=access)
+
+
+def read_blob(source, writable):
+    # type: (Any, bool) -> Any
+    """The object in a blob given as bytes, as a mapping, or as a descriptor to map privately."""
+    if isinstance(source, Held):
+        data = map_file(source.fd, True) if writable else source.mapping()
+    else:
+        data = bytearray(source) if writable else source
+    return codec.decode(codec.blob_segments(data), writable=writable)
+
+
+class Held(object):
+    """A blob in a file that this worker has open."""
+
+    def __init__(self, fd):
+        # type: (int) -> None
+        self.fd = fd
+        self._mapping = None  # type: Any
+
+    def mapping(self):
+        # type: () -> Any
+        if self._mapping is None:
+            self._mapping = map_file(self.fd, False)
+        return self._mapping
+
+    def close(self):
+        # type: () -> None
+        """The mapping itself lives as long as an array that uses it."""
+        os.close(self.fd)
+        self._mapping = None
+
+
+class Worker(object):
+    """board: shared memory in which 8 bytes at `place` name the ticket being worked on, so that
+    the agent knows which task killed us."""
+
+    def __init__(self, sock, board, place):
+        # type: (Any, Any, int) -> None
+        self._sock = sock
+        self._board = board
+        self._place = place
+        self._pid = os.getpid()
+        self._home = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+        self._streams = _Streams()
+        self._reader = links.Reader()
+        self._code = None  # type: Any
+        self._functions = {}  # type: Dict[str, Any]
+        self._calls = {}  # type: Dict[int, _Call]
+        self._slices = {}  # type: Dict[str, Held]
+
+    def run(self):
+        # type: () -> None
+        """Until the agent closes the socket."""
+        while True:
+            data, fds = links.receive(self._sock)
+            if not data:
+                return
+            for commands, files in self._reader.feed(data, fds):
+                files.reverse()
+                for command in commands:
+                    self._do(command, files)
+
+    def _do(self, command, files):
+        # type: (Any, List[int]) -> None
+        kind = command[0]
+        if kind == TASK:
+            self._task(*command[1:], files=files)
+        elif kind == BEGIN:
+            _, call, module, params, writable = command
+            source = Held(files.pop()) if params is None else params
+            self._calls[call] = _Call(module, source, writable)
+        elif kind == CODE:
+            if command[1] is None:
+                held = Held(files.pop())
+                self._code = read_blob(held, False)
+                held.close()
+            else:
+                self._code = read_blob(command[1], False)
+        elif kind == END:
+            call = self._calls.pop(command[1], None)
+            if call is not None and isinstance(call.params, Held):
+                call.params.close()
+        elif kind == DROP:
+            held = self._slices.pop(command[1], None)  # type: ignore[assignment]
+            if held is not None:
+                held.close()
+        elif kind == RELEASE:
+            calls.release_memory()
+
+    def _task(self, ticket, call, digest, inline, files):
+        # type: (int, int, Optional[str], Any, List[int]) -> None
+        """inline: the blob's bytes; True if a descriptor came along; None if we have it, or no slice."""
+        if inline is True:
+            assert digest is not None
+            self._slices[digest] = Held(files.pop())
+        TICKET.pack_into(self._board, self._place, ticket)
+        kind, segments, seconds = RESULT, [], 0.0  # type: Any
+        began = time.perf_counter()
+        try:
+            if digest is None:
+                source = None
+            elif inline is None or inline is True:
+                source = self._slices[digest]
+            else:
+                source = inline
+            segments = self._call(self._calls[call], source)
+            seconds = time.perf_counter() - began
+        except BaseException as error:  # KeyboardInterrupt and SystemExit too: user code may raise any
+            if os.getpid() == self._pid:
+                seconds = time.perf_counter() - began
+                kind = FAILURE
+                segments = [marshal.dumps(calls.describe(error))]
+        if os.getpid() != self._pid:
+            # a fork of us that came back from the user's code: what it says is nobody's answer
+            for stream in (sys.stdout, sys.stderr):
+                _flush(stream)
+            os._exit(0)
+        wrote = self._streams.settle()
+        os.fchdir(self._home)
+        TICKET.pack_into(self._board, self._place, 0)
+        self._answer(kind, wrote, ticket, seconds, segments)
+
+    def _call(self, call, source):
+        # type: (_Call, Any) -> List[Any]
+        function = self._functions.get(call.module)
+        if function is None:
+            if isinstance(self._code, BaseException):
+                raise self._code
+            try:
+                function = calls.load(self._code, call.module)
+            except BaseException as error:
+                self._code = error  # half-imported modules are not tried again in this process
+                raise
+            self._functions[call.module] = function
+        params = call.get_params()
+        piece = None if source is None else read_blob(source, call.writable)
+        result = function(params, piece)
+        if os.getpid() != self._pid:
+            return []
+        try:
+            return codec.encode(result)
+        except codec.EncodeError as error:
+            raise codec.EncodeError("the result of mapfunc cannot travel: %s" % (error,)) from None
+
+    def _answer(self, kind, wrote, ticket, seconds, segments):
+        # type: (int, int, int, float, List[Any]) -> None
+        lengths = [len(part) for part in segments]
+        head = ANSWER.pack(kind, wrote, ticket, seconds, len(segments))
+        if lengths:
+            head += struct.pack("<%dQ" % len(lengths), *lengths)
+        # at once, however tiny the task was: the next one may take hours
+        if sum(lengths) <= _JOIN:
+            self._sock.sendall(head + b"".join(segments))
+            return
+        views = [memoryview(head)] + [memoryview(part).cast("B") for part in segments if len(part)]
+        while views:
+            sent = self._sock.sendmsg(views[:64])
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if sent:
+                views[0] = views[0][sent:]
+
+
+def main(sock, board, place):
+    # type: (Any, Any, int) -> None
+    """The life of a worker process, from fork to exit. Never returns."""
+    pid, status = os.getpid(), 1
+    try:
+        Worker(sock, board, place).run()
+        status = 0
+    except (KeyboardInterrupt, ConnectionError):
+        pass  # told to end, or the agent is gone
+    except BaseException:
+        if os.getpid() == pid:
+            traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+        os._exit(status)

@@ -1,0 +1,206 @@
+"""The agent's end of one worker: its socket, what it prints, and answers as they come in pieces."""
+
+import marshal
+import os
+import socket
+import struct
+from typing import Any, List, Optional, Set, Tuple
+
+from worker_payload import links
+from worker_payload.worker import ANSWER, RESULT
+
+_READ = 65536
+_BURST = 8 << 20  # bytes of one answer taken in before others have a turn
+OUTPUT_MAX = 4 << 20  # bytes of each stream that a task may print before the middle is left out
+_TAIL = 65536
+_LAST_WORDS = 8192
+
+
+class Stream(object):
+    """One of a worker's two output pipes. number: 1 or 2."""
+
+    def __init__(self, number, fd):
+        # type: (int, int) -> None
+        self.number = number
+        self.fd = fd
+        self.ended = False
+        self.dropped = 0
+        self.last = b""
+        self._ticket = 0
+        self._passed = 0
+        self._tail = b""
+
+    def read(self):
+        # type: () -> Optional[bytes]
+        """Bytes, none at the end, None if there is nothing now."""
+        try:
+            data = os.read(self.fd, _READ)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            data = b""
+        self.ended = not data
+        return data
+
+    def admit(self, data, ticket):
+        # type: (bytes, int) -> List[bytes]
+        """What to pass on of what a task printed."""
+        self.last = (self.last + data)[-_LAST_WORDS:]
+        pieces = []
+        if ticket != self._ticket:
+            pieces = self.finish()
+            self._ticket = ticket
+        if self._passed + len(data) <= OUTPUT_MAX:
+            self._passed += len(data)
+            return pieces + [data]
+        self.dropped += len(data)
+        self._tail = (self._tail + data)[-_TAIL:]
+        return pieces
+
+    def finish(self):
+        # type: () -> List[bytes]
+        """The task is over: the end of what it printed, if the middle was left out."""
+        pieces = []
+        if self.dropped:
+            left_out = self.dropped - len(self._tail)
+            pieces = [b"\n[%d bytes left out]\n" % left_out + self._tail]
+        self.dropped, self._passed, self._tail, self._ticket = 0, 0, b"", 0
+        return pieces
+
+
+class WorkerIO(object):
+    """number: the host's for it. place: of its ticket on the board. nonce: in its environment."""
+
+    def __init__(self, number, place, nonce, sock, out, err):
+        # type: (int, int, str, socket.socket, int, int) -> None
+        self.number = number
+        self.place = place
+        self.nonce = nonce
+        self.sock = sock
+        self.sender = links.Sender(sock)
+        self.streams = (Stream(1, out), Stream(2, err))
+        self.pid = 0
+        self.kind = None  # type: Any
+        self.watched = False
+        self.retired = False
+        self.killed = False
+        self.deserted = False
+        self.note = ""
+        self.family = set()  # type: Set[int]
+        self._pending = b""
+        self._large = None  # type: Optional[_Large]
+
+    @classmethod
+    def make(cls, number, place, nonce):
+        # type: (int, int, str) -> Tuple[WorkerIO, List[int]]
+        """It, and the descriptors for the worker: socket, stdout, stderr. Raises OSError."""
+        opened = []  # type: List[int]
+        try:
+            for _ in range(2):
+                opened += os.pipe()
+            ours, theirs = links.pair()
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            raise
+        ours.setblocking(False)
+        out, out_end, err, err_end = opened
+        for fd in (out, err):
+            os.set_blocking(fd, False)
+        return cls(number, place, nonce, ours, out, err), [theirs.detach(), out_end, err_end]
+
+    def last_words(self):
+        # type: () -> str
+        return self.streams[1].last.decode("utf-8", "replace")
+
+    def close(self):
+        # type: () -> None
+        self.sender.close()
+        for stream in self.streams:
+            os.close(stream.fd)
+
+    def answers(self):
+        # type: () -> Optional[List[Tuple[bool, int, int, float, Any]]]
+        """(well, wrote, ticket, seconds, payload) of each answer that is complete; None at the end.
+
+        Raises MemoryError if there is no room for one."""
+        try:
+            if self._large is not None:
+                if not self._large.fill(self.sock):
+                    return []
+                large, self._large = self._large, None
+                return [large.answer()]
+            data = self.sock.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        if self._pending:
+            data = self._pending + data
+        found = []
+        position, end = 0, len(data)
+        while end - position >= ANSWER.size:
+            kind, wrote, ticket, seconds, count = ANSWER.unpack_from(data, position)
+            begin = position + ANSWER.size + 8 * count
+            if begin > end:
+                break
+            lengths = struct.unpack_from("<%dQ" % count, data, begin - 8 * count)
+            finish = begin + sum(lengths)
+            if finish > end:
+                if finish - end > _READ:
+                    head = (kind, wrote, ticket, seconds)
+                    self._large = _Large(head, lengths, data[begin:])
+                    position = end
+                break
+            segments = []
+            for length in lengths:
+                segments.append(data[begin : begin + length])
+                begin += length
+            found.append(_answer((kind, wrote, ticket, seconds), segments))
+            position = finish
+        self._pending = data[position:]
+        return found
+
+
+class _Large(object):
+    """An answer that comes in many pieces, taken in where it stays."""
+
+    def __init__(self, head, lengths, start):
+        # type: (Any, Tuple[int, ...], bytes) -> None
+        self._head = head
+        self._lengths = lengths
+        self._view = memoryview(bytearray(sum(lengths)))
+        self._view[: len(start)] = start
+        self._have = len(start)
+
+    def fill(self, sock):
+        # type: (socket.socket) -> bool
+        """True when it is complete."""
+        stop = min(len(self._view), self._have + _BURST)
+        while self._have < stop:
+            try:
+                count = sock.recv_into(self._view[self._have :])
+            except (BlockingIOError, InterruptedError):
+                break
+            if not count:
+                raise ConnectionResetError
+            self._have += count
+        return self._have == len(self._view)
+
+    def answer(self):
+        # type: () -> Any
+        segments, begin = [], 0
+        for length in self._lengths:
+            segments.append(self._view[begin : begin + length])
+            begin += length
+        return _answer(self._head, segments)
+
+
+def _answer(head, segments):
+    # type: (Any, List[Any]) -> Tuple[bool, int, int, float, Any]
+    kind, wrote, ticket, seconds = head
+    if kind == RESULT:
+        return True, wrote, ticket, seconds, segments
+    return False, wrote, ticket, seconds, marshal.loads(segments[0])
