@@ -17,7 +17,7 @@ def command():
     # type: () -> List[str]
     """How to run this payload again."""
     top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.isdir(top):  # a source tree
+    if os.path.isdir(top) and not os.path.exists(os.path.join(top, "__main__.py")):  # a checkout
         program = "import sys; sys.path.insert(0, %r); from worker_payload.cli import main; sys.exit(main())"
         return [sys.executable, "-c", program % top]
     return [sys.executable, top]

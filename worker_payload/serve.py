@@ -34,6 +34,9 @@ class Log(object):
     def take_standard_streams(self):
         # type: () -> None
         """What anybody prints by mistake goes here, not to a terminal that may be stopped."""
+        if os.isatty(1):
+            # kept, unused: screen takes a terminal that nobody holds for the end of its window
+            fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
