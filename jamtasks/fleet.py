@@ -63,14 +63,13 @@ def bootstrap(settings: Settings, specs: Sequence[HostSpec], project: str) -> Bo
 def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireReport:
     """End the project's agents, of every build, with all that they started, on every host.
 
-    Rows in the order of specs; a host that cannot be asked has None for its numbers."""
+    The notes name what ended. Rows in the order of specs; a host that cannot be asked has None for its numbers."""
     from . import bootstrap as bootstrapping
 
     def one(spec: HostSpec) -> FireRow:
         answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "fire")
-        left = int(answer["left"])
-        names = ", ".join(str(name) for name in answer.get("names", ())) if left else ""
-        return FireRow(spec.label, int(answer["ended"]), left, names)
+        names = ", ".join(map(str, answer["names"]))
+        return FireRow(spec.label, int(answer["ended"]), int(answer["left"]), names)
 
     def failed(spec: HostSpec, error: Exception, seconds: float) -> FireRow:
         return FireRow(spec.label, None, None, reason(error))

@@ -107,7 +107,7 @@ class BootstrapReport:
 
 @dataclass(frozen=True)
 class FireRow:
-    """What `inv fire` did on one host. ended: processes. left: how many would not end.
+    """What `inv fire` did on one host. ended: agents. left: processes that would not end.
 
     Both are None where the host could not be asked: nothing is proven there, `note` says why."""
 
@@ -292,12 +292,11 @@ def fire_table(report: FireReport, width: int | None = None) -> str:
 def fire_summary(report: FireReport) -> str:
     """One line: what ended, and whether nothing is left."""
     ended = sum(row.ended or 0 for row in report.hosts)
-    processes = "1 process" if ended == 1 else f"{ended} processes"
     unknown = [row.name for row in report.hosts if row.left is None]
     left = {row.name: row.left for row in report.hosts if row.left}
-    parts = [f'Ended {processes} of project "{report.project}"']
+    parts = [f'Ended {counted(ended, "agent")} of project "{report.project}"']
     if left:
-        parts += [f"{count} left on {name}" for name, count in left.items()]
+        parts += [f"{count} of their processes left on {name}" for name, count in left.items()]
     elif len(unknown) < len(report.hosts):
         proven = len(report.hosts) - len(unknown)
         parts.append("nothing is left" + (f" on {counted(proven, 'host')}" if unknown else ""))

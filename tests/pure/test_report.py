@@ -150,7 +150,7 @@ def test_table_wraps_its_last_column_only_on_a_terminal():
 def test_fire_says_that_nothing_is_left():
     fired = FireReport("default", (FireRow("a", 3, 0), FireRow("b", 1, 0)))
     assert report.fire_summary(fired) == (
-        'Ended 4 processes of project "default"; nothing is left.'
+        'Ended 4 agents of project "default"; nothing is left.'
     )
     assert fired.json() == {
         "project": "default",
@@ -161,7 +161,7 @@ def test_fire_says_that_nothing_is_left():
 def test_fire_never_says_that_nothing_is_left_where_it_could_not_look():
     fired = FireReport("p", (FireRow("a", 1, 0), FireRow("b", None, None, "no route")))
     assert report.fire_summary(fired) == (
-        'Ended 1 process of project "p"; nothing is left on 1 host; not proven for b.'
+        'Ended 1 agent of project "p"; nothing is left on 1 host; not proven for b.'
     )
     assert "not proven" in report.fire_table(fired)
     alone = FireReport("p", (FireRow("b", None, None),))
@@ -171,7 +171,7 @@ def test_fire_never_says_that_nothing_is_left_where_it_could_not_look():
 
 def test_fire_says_what_would_not_end():
     fired = FireReport("p", (FireRow("a", 2, 1), FireRow("b", 0, 0)))
-    assert report.fire_summary(fired) == 'Ended 2 processes of project "p"; 1 left on a.'
+    assert report.fire_summary(fired) == 'Ended 2 agents of project "p"; 1 of their processes left on a.'
 
 
 @pytest.mark.parametrize(
