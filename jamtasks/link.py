@@ -165,6 +165,8 @@ class Link:
                     outputs.append((engine.calls.get(message.call), message))
                 else:
                     engine.handle(self, session, message, now)
+            if session.has_blobs():
+                self._wake.notify_all()
         engine.dispatch()
         for _, message in outputs:
             engine.on_output(self.label, message)

@@ -174,7 +174,11 @@ class Session:
                 del self._sources[digest]
 
     def has_pending(self) -> bool:
-        return bool(self._control) or (bool(self._streams) and self._unacked < self._window)
+        return bool(self._control) or self.has_blobs()
+
+    def has_blobs(self) -> bool:
+        """There is more of a blob to write, and room in the window for it."""
+        return bool(self._streams) and self._unacked < self._window
 
     def has_control(self) -> bool:
         return bool(self._control)
