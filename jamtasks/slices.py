@@ -216,7 +216,7 @@ class BaseDataSet(abc.ABC):
                 "leave slice_size out, or change what chunks() returns",
             )
         count = self._guard("chunks()", self.chunks)
-        if isinstance(count, bool) or not isinstance(count, int):
+        if isinstance(count, bool) or not hasattr(count, "__index__"):
             raise DataSetError(
                 f"{type_name(self)}.chunks() returned {count!r}, not a number of slices"
             )
