@@ -123,7 +123,7 @@ def _start(spec: HostSpec, settings: Settings, project: str, verb: str) -> Attac
     except _WarmStartFailed:  # a Python or payload that was here once: look again, send again
         talk = over(spec, settings, project, verb, True, True)
     seconds = time.monotonic() - began
-    noise = bytes(talk.noise).decode("utf-8", "replace")
+    noise = bytes(talk.noise).decode("utf-8", "replace").strip()
     payload = "sent" if talk.sent else "present"
     return Attached(talk.channel, bytes(talk.buffer), payload, noise, seconds)
 
@@ -240,6 +240,8 @@ def _here(
     marker = secrets.token_hex(16)
     python = os.path.expanduser(spec.python) if spec.python else sys.executable
     argv = [python, *_OPTIONS[verb], main, verb, marker, project]
+    if verb == "attach":
+        argv += ["local", "keep"] if spec.keep else ["local"]
     if spec.prepare.strip():
         script = f'{{ {spec.prepare.strip()}\n}} </dev/null >&2;exec "$@"'
         argv = ["/bin/sh", "-c", script, "jam", *argv]
@@ -303,13 +305,13 @@ class _Talk:
     def _act(self, stage: str, argument: bytes) -> None:
         if stage == "X":
             raise self._unable(argument)
-        if stage in "PLN":
+        if stage in ("P", "L", "N"):
             data = self._answers.pop(stage, None)
             if data is None:
                 raise HostError(self._spec.label, f"it asks for {stage} twice")
             self.channel.write([data])
             self.sent = self.sent or stage == "N"
-        elif stage not in "RW":
+        elif stage not in ("R", "W"):
             raise HostError(self._spec.label, f"it says {stage!r}, which means nothing here")
         self._stage = stage
 
@@ -356,7 +358,7 @@ class _Talk:
         try:
             reason = json.loads(bytes.fromhex(argument.decode("ascii"))) if argument else {}
             message, hint = str(reason["message"]), str(reason.get("hint") or "") or None
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             looked = [self._spec.python] if self._spec.python else []
             tried = ", ".join([*looked, *PYTHONS])
             message = f"no Python 3.6 or newer found; tried {tried}"
