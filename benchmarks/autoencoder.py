@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy
 
 from examples import sparse_autoencoder
-from jamtasks import DataSet, HostSpec, Master
+from jamtasks import DataSet, Master
 
 from . import common
 
@@ -113,8 +113,7 @@ def execnet(stack: ExitStack, host: common.Host, workers: int, patches: numpy.nd
 
 def jam(transport: str):
     def start(stack: ExitStack, host: common.Host, workers: int, patches: numpy.ndarray, theta):
-        spec = HostSpec(name=host.name, transport=transport, workers=workers)
-        master = stack.enter_context(Master([spec], f"auto{workers}", settings=host.settings()))
+        master = stack.enter_context(Master([host.spec(transport, workers)], f"auto{workers}"))
         data = DataSet(patches)
         size = -(-len(patches) // workers)
 

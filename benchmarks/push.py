@@ -11,7 +11,7 @@ import time
 
 import numpy
 
-from jamtasks import DataSet, HostSpec, Master
+from jamtasks import DataSet, Master
 
 from . import bytesum, common
 
@@ -65,8 +65,7 @@ def ssh_cat(host: common.Host, data: memoryview) -> float:
 
 def jam(host: common.Host, transport: str, matrix: numpy.ndarray) -> tuple[float, float]:
     """Seconds of the first call and of the second. Connected before the clock starts."""
-    spec = HostSpec(name=host.name, transport=transport, workers=4)
-    with Master([spec], "push", settings=host.settings()) as master:
+    with Master([host.spec(transport, 4)], "push") as master:
         master.run(bytesum, None, numpy.zeros((4, 4)))
         data = DataSet(matrix)
         began = time.perf_counter()

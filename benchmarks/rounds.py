@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from jamtasks import HostSpec, Master
+from jamtasks import Master
 
 from . import common, trivial
 
@@ -71,8 +71,7 @@ def execnet(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], N
 
 def jam(transport: str) -> Callable[[ExitStack, common.Host, int], Callable[[], None]]:
     def start(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], None]:
-        spec = HostSpec(name=host.name, transport=transport, workers=workers)  # type: ignore[arg-type]
-        master = stack.enter_context(Master([spec], f"rounds{workers}", settings=host.settings()))
+        master = stack.enter_context(Master([host.spec(transport, workers)], f"rounds{workers}"))
         assert master.run(trivial, 1) == 2 * workers
         return lambda: master.run(trivial, 1)
 

@@ -225,8 +225,9 @@ class Engine:
                     self._count_sent(call, link, session)
                     if link.label in held:
                         session.send(wire.Cancel(call.id, []))
+                        flush.append((link, session))
+                    # nobody waits for an End: it goes out with the next call, or the next tick
                     session.send(wire.End(call.id))
-                    flush.append((link, session))
         for link, session in flush:
             link.flush(session)
 

@@ -153,7 +153,7 @@ class Lab:
         deadline = time.monotonic() + _ENDING
         while (found := look()) and time.monotonic() < deadline:
             for pid in found:
-                if "serve" in found[pid] and "worker_payload" in found[pid]:
+                if ".pyz serve" in found[pid] and "SCREEN" not in found[pid]:
                     kill(pid, 15)  # agents stay for a while on purpose; they are asked to go
             time.sleep(0.05)
         return found
