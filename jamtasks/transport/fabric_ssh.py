@@ -118,7 +118,10 @@ class _FabricChannel(Channel):
     def cause(self) -> HostError | None:
         transport = self._channel.get_transport()
         self._drain.join(0.5)
-        if transport.is_active() or self._channel.exit_status_ready():
+        if self._channel.exit_status != -1:
+            return None
+        transport.join(0.5)  # its thread ends when the connection does, after the channels
+        if transport.is_active():
             return None
         error = getattr(transport, "saved_exception", None)
         reason = _say(error) if error is not None else "closed by the other end"

@@ -48,7 +48,7 @@ class OpensshConnection(Connection):
         for channel in self._channels:
             channel.close()
 
-    def _argv(self, hops: tuple[Hop, ...]) -> list[str]:
+    def _argv(self, hops: tuple[Hop, ...], log_level: str = "ERROR") -> list[str]:
         """ssh with the options to reach the last hop through the others."""
         hop = hops[-1]
         batch = self._password is None and not _can_ask()
@@ -56,7 +56,7 @@ class OpensshConnection(Connection):
             "BatchMode": "yes" if batch else "no",
             "StrictHostKeyChecking": "accept-new" if self._settings.accept_new else "yes",
             "ConnectTimeout": str(max(1, round(self._settings.connect_timeout))),
-            "LogLevel": "ERROR",  # the user's may be QUIET, and then nobody would know the reason
+            "LogLevel": log_level,  # the user's may be QUIET, and then nobody would know why
             "ClearAllForwardings": "yes",
             "RemoteCommand": "none",
         }
@@ -65,12 +65,13 @@ class OpensshConnection(Connection):
         if hop.spec.key:
             options["IdentitiesOnly"] = "yes"
         if hops[:-1]:  # not -J: the ssh that it starts would take none of these options
-            words = [*self._argv(hops[:-1]), "-W", "[%h]:%p", "--", hops[-2].spec.name]
+            # at ERROR it would not say that the gateway does not reach the host
+            words = [*self._argv(hops[:-1], "INFO"), "-W", "[%h]:%p", "--", hops[-2].spec.name]
             command = " ".join(
                 shlex.quote(word if word == "[%h]:%p" else word.replace("%", "%%"))
                 for word in words
             )
-            options["ProxyCommand"] = "exec " + command
+            options["ProxyCommand"] = command
         argv = [self._ssh, "-T"]
         if hop.spec.ssh_config:
             argv += ["-F", hop.spec.ssh_config]
@@ -161,8 +162,8 @@ class _OpensshChannel(ProcessChannel):
 
 
 _CROWDED = re.compile(
-    r"(kex_exchange_identification|banner exchange|ssh_exchange_identification)"
-    r"|Connection (closed|reset) by .* port \d+\s*$"
+    r"^(kex_exchange_identification|ssh_exchange_identification): .*(closed|reset)"
+    r"|^Connection (closed|reset) by .* port \d+$"
 )
 _LATER = re.compile(r"timed out|refused|No route|unreachable|reset|closed|Broken pipe|Timeout")
 
@@ -171,7 +172,8 @@ def explain(hop: Hop, stderr: str) -> HostError:
     """The error that ssh means with what it wrote."""
     host = hop.spec.label
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = lines[-1].removeprefix("ssh: ").rstrip(".") if lines else "ssh ended without a word"
+    telling = [line for line in lines if not _CROWDED.search(line)]
+    said = (telling or lines or ["ssh ended without a word"])[-1].removeprefix("ssh: ").rstrip(".")
     text = "\n".join(lines)
     if "IDENTIFICATION HAS CHANGED" in text or "REVOKED HOST KEY" in text:
         found = re.search(r"(?:Offending|revoked).* key in (\S+):(\d+)", text)
@@ -187,12 +189,9 @@ def explain(hop: Hop, stderr: str) -> HostError:
     if "Permission denied" in text or "Too many authentication failures" in text:
         denied = next(line for line in reversed(lines) if "denied" in line or "Too many" in line)
         return AuthenticationError(host, denied.rstrip("."), "try it by hand: " + by_hand(hop))
-    banner = _CROWDED.search(text)
-    if banner and "timed out" not in text and "refused" not in text:
-        return Crowded(
-            host, last, "sshd hung up: it may be full (MaxStartups), or bans this address"
-        )
-    return HostError(host, last, "try it by hand: " + by_hand(hop), retry=bool(_LATER.search(text)))
+    if lines and not telling:
+        return Crowded(host, said, "sshd may be full (MaxStartups), or bans this address")
+    return HostError(host, said, "try it by hand: " + by_hand(hop), retry=bool(_LATER.search(text)))
 
 
 def by_hand(hop: Hop) -> str:
