@@ -157,10 +157,11 @@ class Agent(object):
         self._gate.open()
         self._log("listening as process %d" % os.getpid())
         host, selector = self._host, self._selector
-        next_tick = 0.0
+        ticked = 0.0
         try:
             while self._stop is None:
-                events = selector.select(min(max(next_tick - time.monotonic(), 0.0), 1.0))
+                next_tick = ticked + (0.1 if host.busy() or self._greeting else 0.5)
+                events = selector.select(max(next_tick - time.monotonic(), 0.0))
                 host.now = now = time.monotonic()
                 later = []
                 for key, mask in events:
@@ -173,7 +174,7 @@ class Agent(object):
                     call()
                 if now >= next_tick:
                     self._tick(now)
-                    next_tick = now + (0.1 if host.busy() or self._greeting else 0.5)
+                    ticked = now
                 self._act()
                 if self._dirty:
                     self._write_out()
@@ -612,7 +613,7 @@ class Agent(object):
         for ok, wrote, ticket, seconds, payload in answers:
             if wrote or io.streams[0].dropped or io.streams[1].dropped:
                 self._drain(io, ticket)
-            self._host.answered(io.number, ticket, ok, seconds, payload)
+            self._host.answered(io.number, ticket, ok, bool(wrote), seconds, payload)
 
     def _do_give(self, action):
         # type: (states.Give) -> None
@@ -697,7 +698,7 @@ class Agent(object):
                     break
                 for ok, wrote, ticket, seconds, payload in answers:
                     self._drain(io, ticket)
-                    self._host.answered(number, ticket, ok, seconds, payload)
+                    self._host.answered(number, ticket, ok, bool(wrote), seconds, payload)
         ticket = struct.unpack_from("<Q", self._board, io.place * 8)[0]
         self._drain(io, ticket)
         if not io.retired:

@@ -33,7 +33,7 @@ def fire(run, project):
     # type: (layout.RunDir, str) -> Dict[str, Any]
     """ended: agents that are no more. left: processes that are still there. names: of the ended."""
     running = agents(run, project)
-    family = _family(project, running)
+    family = _family(run, project)
     keepers = [item["keeper"] for item in running if "keeper" in item]
     procs.kill([pid for pid in keepers if pid in family], signal.SIGTERM)
     procs.kill([item["pid"] for item in running if item.get("pid") in family], signal.SIGTERM)
@@ -42,7 +42,7 @@ def fire(run, project):
         time.sleep(0.02)
     deadline = time.monotonic() + _KILL_WITHIN
     while time.monotonic() < deadline:
-        family |= _family(project, running)
+        family |= _family(run, project)
         alive = set(pid for pid in family if procs.is_alive(pid))
         if not alive:
             break
@@ -58,10 +58,11 @@ def fire(run, project):
     }
 
 
-def _family(project, running):
-    # type: (str, List[Dict[str, Any]]) -> Set[int]
-    """All processes of the project's agents: by the mark they carry, and by descent."""
-    marked = procs.marked(lambda marks: marks.get(procs.OWNER, "").split(".")[0] == project)
+def _family(run, project):
+    # type: (layout.RunDir, str) -> Set[int]
+    """All processes of the project's agents of this run directory: by mark, and by descent."""
+    prefix = layout.owner_prefix(run, project)
+    marked = procs.marked(lambda marks: marks.get(procs.OWNER, "").startswith(prefix))
     family = marked | procs.descendants(marked)
     return family - _above()
 

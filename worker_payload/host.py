@@ -179,6 +179,7 @@ class Call(object):
         self.ready = deque()  # type: Deque[Task]
         self.bound = {}  # type: Dict[int, Deque[Task]]
         self.estimate = None  # type: Optional[float]
+        self.talks = False  # its tasks print: then one at a time, so that we know which one did
 
 
 WAITING, QUEUED, HANDED, OVER = "waiting", "queued", "handed", "over"
@@ -338,6 +339,7 @@ class Host(object):
         self._credits.discard(master)
         if not self._masters:
             self._left = self.now
+            self._end_if_idle()
 
     def message(self, number, message):
         # type: (int, Any) -> None
@@ -622,9 +624,9 @@ class Host(object):
                     blank = worker
         return None if warm else blank
 
-    def answered(self, number, ticket, ok, seconds, payload):
-        # type: (int, int, bool, float, Any) -> None
-        """payload: the segments of a result, or (type, message, traceback)."""
+    def answered(self, number, ticket, ok, wrote, seconds, payload):
+        # type: (int, int, bool, bool, float, Any) -> None
+        """payload: the segments of a result, or (type, message, traceback). wrote: it printed."""
         worker = self._workers.get(number)
         task = self._tickets.get(ticket)
         if worker is None or task is None or task.worker is not worker:
@@ -640,6 +642,7 @@ class Host(object):
             return
         self._over(task)
         old = call.estimate
+        call.talks = call.talks or wrote
         call.estimate = seconds if old is None else old + (seconds - old) / 4
         if ok:
             items, segments = self._results.get(call) or self._results.setdefault(call, ([], []))
@@ -841,11 +844,15 @@ class Host(object):
         if not self._calls and now - self._quiet > UNPIN_AFTER and self._idle_blobs:
             for blob in list(self._idle_blobs.values()):
                 self._forget(blob, False)
+        self._end_if_idle()
+
+    def _end_if_idle(self):
+        # type: () -> None
         if not self._masters and not self._stopping:
             limit = 0.0 if self._superseded else self._idle_timeout
             if not self._had_master:
                 limit = max(limit, FIRST_MASTER)
-            if now - self._left >= limit:
+            if self.now - self._left >= limit:
                 self._stopping = True
                 self._actions.append(Stop("idle"))
 
@@ -951,7 +958,7 @@ class Host(object):
         # type: (Call, Worker, Deque[Task]) -> int
         """How many tasks to hand to a worker now: several only if they are tiny and plentiful."""
         have = len(worker.hand)
-        if call.estimate is None or call.estimate > HAND_SECONDS:
+        if call.estimate is None or call.estimate > HAND_SECONDS or call.talks:
             return 0 if have else 1
         window = 1 + min(int(HAND_SECONDS / max(call.estimate, 1e-5)), HAND)
         if have > window // 2:

@@ -26,7 +26,7 @@ def command():
 def start(run, project, build, options, listens):
     # type: (layout.RunDir, str, str, List[str], Callable[[], bool]) -> None
     """Returns when the agent listens, or when that is no longer to be expected."""
-    owner = "%s.%s.%s" % (project, build, layout.nonce())
+    owner = layout.owner(run, project, build)
     name = layout.screen_name(project)
     screen = shutil.which("screen")
     # the mark is for the agent, not for screen's own process, which ends by itself

@@ -7,6 +7,7 @@ links and looked at through the descriptor, never by name.
 
 import binascii
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -161,6 +162,20 @@ def log_name(project, build):
 def screen_name(project, role="agent"):
     # type: (str, str) -> str
     return "jam.%s.%s" % (project, role)
+
+
+def owner_prefix(run, project):
+    # type: (RunDir, str) -> str
+    """How the marks of all agents of a project begin: of those of this run directory only, because
+    agents elsewhere (a container's, a test's) are not ours to end."""
+    path = os.fsencode(os.path.realpath(run.path))
+    return "%s.%s." % (project, hashlib.sha256(path).hexdigest()[:16])
+
+
+def owner(run, project, build):
+    # type: (RunDir, str, str) -> str
+    """A new mark, for the environment of all that an agent starts."""
+    return "%s%s.%s" % (owner_prefix(run, project), build, nonce())
 
 
 def aside(name):

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Callable, Dict, Iterable, List, NamedTuple, Set
 
-OWNER = "JAM_OWNER"  # in the environment of everything an agent starts: "<project>.<build>.<nonce>"
+OWNER = "JAM_OWNER"  # in the environment of everything an agent starts; see layout.owner
 WORKER = "JAM_WORKER"  # in the environment of what a worker's user code starts
 
 try:

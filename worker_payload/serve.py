@@ -53,8 +53,8 @@ def serve(run, project, build, options):
     # type: (layout.RunDir, str, str, List[str]) -> int
     """options: "last" ends the agent with its last master."""
     log = Log(run, project, build)
-    if procs.OWNER not in os.environ or os.environ[procs.OWNER].split(".")[0] != project:
-        os.environ[procs.OWNER] = "%s.%s.%s" % (project, build, layout.nonce())
+    if not os.environ.get(procs.OWNER, "").startswith(layout.owner_prefix(run, project)):
+        os.environ[procs.OWNER] = layout.owner(run, project, build)
     if sys.stdout.isatty():
         print("jam: agent of project %s, log in %s" % (project, run.file(layout.log_name(project, build))))
         sys.stdout.flush()

@@ -57,7 +57,11 @@ class Client:
         self.outputs: list[wire.Output] = []
         self.others: list[Any] = []
         self.welcome: wire.Welcome | None = None
-        head = self._marker()
+        try:
+            head = self._marker()
+        except BaseException:
+            self.close()
+            raise
         for message in self.decoder.feed(head):
             self.inbox.append(message)
         self.send(wire.Hello(wire.VERSION, build, project, "test", workers, dict(settings or {})))
@@ -154,7 +158,7 @@ class Client:
             elif isinstance(message, wire.Result):
                 rest = list(message.segments)
                 for id_, _worker, segments, _seconds in message.tasks:
-                    found[id_] = codec.decode_untrusted(rest[:segments], {})
+                    found[id_] = codec.decode(rest[:segments])
                     del rest[:segments]
             elif isinstance(message, (wire.Failure, wire.Lost)):
                 found[message.id] = message
@@ -182,8 +186,8 @@ class Client:
         try:
             return self.process.wait(self.timeout)
         finally:
-            assert self.process.stderr is not None
-            self.process.stderr.close()
+            if self.process.stderr is not None:
+                self.process.stderr.close()
 
     def __enter__(self) -> Client:
         return self
