@@ -943,7 +943,7 @@ class Host(object):
                     return  # it is another's turn here, when the hand is empty
                 if worker is None:
                     if warm:
-                        continue
+                        return  # it is this call's turn, if only in a cold process
                     worker = self._spawn(slot, master.key)
                 room = self._room(call, worker, queue)
                 if room:

@@ -36,7 +36,7 @@ class Log(object):
         """What anybody prints by mistake goes here, not to a terminal that may be stopped."""
         if os.isatty(1):
             # kept, unused: screen takes a terminal that nobody holds for the end of its window
-            fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.dup(1)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)

@@ -4,7 +4,6 @@ It reads commands from its agent and writes answers back, on one blocking socket
 lists of tuples (see `Worker._do`), answers have a fixed head so that the agent is quick with them.
 """
 
-import fcntl
 import io
 import marshal
 import mmap
@@ -46,7 +45,7 @@ class _Streams(object):
 
     def __init__(self):
         # type: () -> None
-        self._kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (1, 2)]
+        self._kept = [os.dup(fd) for fd in (1, 2)]
         self._taps = []  # type: List[_Tap]
         self._files = []  # type: List[Any]
         self._open()
