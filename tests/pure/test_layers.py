@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only modules with a lower number (of its own package).
 LAYERS = {
     "errors": 0, "settings": 0.5,
+    "slices": 0.5, "filesets": 0.6, "imports": 0.5, "stand_in": 0.5,
     "datasets": 1, "modules": 1, "session": 1, "scheduler": 1, "reduction": 1, "screens": 1,
     "report": 1,
     "archive": 2, "transport": 2,
