@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -121,7 +122,7 @@ class Lab:
         if transport == "local":
             return HostSpec("localhost", transport="local", **settings)
         name = host if isinstance(host, str) else host.name
-        given = {"ssh_config": str(self.ssh_config), **settings}
+        given = {"ssh_config": str(self.ssh_config), "python": sys.executable, **settings}
         return HostSpec(name, transport=transport, **given)
 
     def settings(self, **changes: Any) -> Settings:
@@ -153,9 +154,9 @@ class Lab:
         deadline = time.monotonic() + _ENDING
         while (found := look()) and time.monotonic() < deadline:
             for pid in found:
-                if ".pyz serve" in found[pid] and "SCREEN" not in found[pid]:
+                if " serve " in found[pid] and "SCREEN" not in found[pid]:
                     kill(pid, 15)  # agents stay for a while on purpose; they are asked to go
-            time.sleep(0.05)
+            time.sleep(0.1)
         return found
 
 
