@@ -198,7 +198,7 @@ def guarded(name: str, function: Callable[..., Any], *args: Any) -> Any:
     """function(*args); what the user's code raises becomes an error in two lines."""
     try:
         return function(*args)
-    except JamError:
+    except (JamError, BrokenPipeError):  # a pipe: the reader of stdout has gone
         raise
     except Exception as error:
         raise UserCodeError(f"{name}(): {_text(error)}", _where(error)) from error

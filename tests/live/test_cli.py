@@ -8,10 +8,10 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
+from sshd import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 INV = [sys.executable, "-m", "invoke"]
@@ -20,92 +20,59 @@ SECONDS = 60
 
 
 class Shell:
-    """Commands in a folder of their own, with agents that know of no others."""
+    """Commands in a folder of their own, on the machine of a `lab`."""
 
-    def __init__(self, folder: Path, private: Path):
+    def __init__(self, folder: Path, lab):
         self.folder = folder
-        self.private = private
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAM_", "QJAM_"))}
-        self.env = {
-            **environment,
-            "JAM_RUN_DIR": str(private / "run"),
-            "JAM_CACHE_DIR": str(private / "cache"),
-            "HOME": str(private / "home"),
-            "PYTHONPATH": str(ROOT),
-            "COLUMNS": "100",
-        }
-        for name in ("run", "cache", "home"):
-            (private / name).mkdir(mode=0o700)
+        self.lab = lab
 
-    def start(self, *argv, cwd=None, **options):
+    def start(self, *argv, cwd=None, **variables):
         return subprocess.Popen(
             argv,
             cwd=cwd or self.folder,
-            env=self.env,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
 
-    def run(self, *argv, cwd=None):
+    def run(self, *argv, cwd=None, **variables):
         """(exit code, stdout, stderr)"""
-        process = self.start(*argv, cwd=cwd)
+        return self.finish(self.start(*argv, cwd=cwd, **variables))
+
+    def finish(self, process):
         try:
             out, err = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            pytest.fail(f"{argv} did not end\n{out}\n{err}")
+            pytest.fail(f"{process.args} did not end\n{out}\n{err}")
         return process.returncode, out, err
 
-    def jam(self, *words):
-        return self.run(*JAM, *words)
+    def jam(self, *words, **variables):
+        return self.run(*JAM, *words, **variables)
 
-    def inv(self, *words):
+    def inv(self, *words, **variables):
         """In the checkout."""
-        return self.run(*INV, *words, cwd=ROOT)
+        return self.run(*INV, *words, cwd=ROOT, **variables)
 
     def module(self, name, source):
         (self.folder / f"{name}.py").write_text(textwrap.dedent(source))
         return name
 
-    def processes(self):
-        """{pid: command line} of all that runs with our directories."""
-        mark = f"JAM_RUN_DIR={self.env['JAM_RUN_DIR']}".encode()
-        found = {}
-        for entry in os.listdir("/proc"):
-            try:
-                if entry.isdigit() and mark in Path(f"/proc/{entry}/environ").read_bytes():
-                    line = Path(f"/proc/{entry}/cmdline").read_bytes()
-                    found[int(entry)] = line.replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-        return found
-
-
-def wait_until(condition, what, seconds=SECONDS):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"still not: {what}"
-        time.sleep(0.02)
+    def agents(self):
+        """Processes that run an agent, on any host of the lab and here."""
+        return {
+            pid: line
+            for pid, line in self.lab.left_behind().items()
+            if " serve " in line and "SCREEN" not in line
+        }
 
 
 @pytest.fixture
-def shell(tmp_path, tmp_path_factory):
-    import shutil
-    import tempfile
-
-    private = Path(tempfile.mkdtemp(prefix="jam-cli-", dir="/tmp"))  # short: sockets live in it
-    shell = Shell(tmp_path, private)
-    try:
-        yield shell
-        wait_until(lambda: not shell.processes(), f"all ended: {shell.processes()}")
-    finally:
-        for pid in shell.processes():
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(private, ignore_errors=True)
+def shell(tmp_path, lab):
+    return Shell(tmp_path, lab)
 
 
 def complains(result, code, *words):
@@ -144,7 +111,8 @@ def test_the_first_command(shell):
     expected, computed, verdict = out.splitlines()
     assert expected.split()[1] == computed.split()[1] == "499999500000"
     assert verdict == "equal"
-    assert re.fullmatch(r"\d+ slices on 1 host \(\d+ workers?\) in .*; .* sent, .* retried\n", err)
+    summary = r"\d+ slices on 1 host \(\d+ workers?\) in .*; .* sent, .* already there, 0 retried"
+    assert re.fullmatch(summary, err.splitlines()[-1])
 
 
 def test_a_second_command_sends_no_data_again(shell):
@@ -212,7 +180,7 @@ def test_bootstrap_then_fire(shell):
     )
     assert (host["name"], host["state"], host["workers"]) == ("localhost", "up", 3)
     assert host["payload"] in ("sent", "present")
-    assert shell.processes(), "keep: true leaves an agent"
+    assert shell.agents(), "keep: true leaves an agent"
     code, out, err = shell.jam("bootstrap")
     assert code == 0, err
     assert out.splitlines()[0].split()[:3] == ["HOST", "STATE", "PYTHON"]
@@ -220,7 +188,7 @@ def test_bootstrap_then_fire(shell):
     code, out, err = shell.jam("fire")
     assert code == 0, err
     assert "nothing is left" in err
-    assert not shell.processes()
+    assert not shell.agents()
     code, out, err = shell.jam("fire", "--json")
     assert (code, json.loads(out)) == (
         0,
@@ -231,9 +199,9 @@ def test_bootstrap_then_fire(shell):
 def test_fire_ends_no_other_project(shell):
     (shell.folder / "hosts.yaml").write_text("hosts: {localhost: {keep: true}}\n")
     assert shell.jam("bootstrap", "--project", "ab")[0] == 0
-    kept = shell.processes()
+    kept = shell.agents()
     assert shell.jam("fire", "--project", "a")[0] == 0
-    assert shell.processes() == kept
+    assert shell.agents() == kept
     assert shell.jam("fire", "--project", "ab")[0] == 0
 
 
@@ -394,6 +362,7 @@ def test_ctrl_c_is_130_and_ends_the_work(shell):
     finally:
         if process.poll() is None:
             process.kill()
+            process.communicate()
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
@@ -403,8 +372,99 @@ def test_a_reader_that_goes_is_no_error(shell):
     name = shell.module("good", "def mapfunc(p, d): return 1\ndef report(r): print('x' * 10**6)\n")
     process = shell.start(*JAM, "map", name, "--quiet")
     process.stdout.close()
-    err = process.stderr.read()
+    with process.stderr:
+        err = process.stderr.read()
     assert (process.wait(SECONDS), err) == (0, "")
+
+
+# --- over SSH -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=("fabric", "openssh"))
+def two(request, shell, monkeypatch):
+    """A shell for which lab1 and lab2 are hosts, over each SSH transport in turn."""
+    monkeypatch.setenv("JAM_TRANSPORT", request.param)
+    monkeypatch.setenv("JAM_REMOTE_PYTHON", sys.executable)  # it has numpy
+    shell.lab.host("lab1")
+    shell.lab.host("lab2", key="host2")
+    return shell
+
+
+def test_bootstrap_map_and_fire_on_two_hosts(two):
+    code, out, err = two.inv("bootstrap", "--hosts", "lab1,lab2*3", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["hosts"]
+    assert [(row["name"], row["state"], row["payload"]) for row in rows] == [
+        ("lab1", "up", "sent"),
+        ("lab2", "up", "sent"),
+    ]
+    assert rows[1]["workers"] == 3
+    code, out, err = two.inv("map", "examples.sum_matrix", "--hosts", "lab1,lab2")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "equal"
+    assert " on 2 hosts " in err
+    code, out, err = two.inv("map", "examples.sum_matrix", "--hosts", "lab1,lab2", "--json")
+    assert code == 0, err
+    value = json.loads(out)
+    assert value["result"] == 499999500000
+    # an idle host may take a slice over from the other, and then it has to be sent there
+    assert value["bytes_cached"] > value["bytes_sent"]
+    assert [host["state"] for host in value["hosts"]] == ["up", "up"]
+    assert all(host["tasks"] for host in value["hosts"])
+    code, out, err = two.inv("fire", "--hosts", "lab1,lab2", "--json")
+    assert code == 0, err
+    assert json.loads(out)["hosts"] == [
+        {"name": "lab1", "ended": 1, "left": 0},
+        {"name": "lab2", "ended": 1, "left": 0},
+    ]
+    assert not two.agents()
+
+
+def test_programs_on_two_hosts(two):
+    examples = ROOT / "examples"
+    script = str(examples / "newton_sqrt.py")
+    code, out, err = two.run(sys.executable, script, "123456789", "lab1", "lab2")
+    assert code == 0, err
+    assert out.splitlines()[0] == f"root  {123456789**0.5:.17g}"
+    script = str(examples / "sparse_autoencoder.py")
+    words = ["--hosts", "lab1,lab2", "--iterations", "2", "--patches", "300"]
+    code, out, err = two.run(sys.executable, script, *words)
+    assert code == 0, err
+    assert len(out.splitlines()) == 3
+
+
+def test_a_dead_host_is_named_everywhere(two):
+    two.lab.hosts["lab2"].stop()
+    code, out, err = two.inv("map", "examples.sum_matrix", "--hosts", "lab1,lab2")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "equal"
+    assert re.search(r"^lab2 \(unreachable\): .*refused", err, re.MULTILINE)
+    code, out, err = two.inv("bootstrap", "--hosts", "lab1,lab2")
+    assert code == 1
+    assert re.search(r"^lab2 +unreachable .*refused", out, re.MULTILINE)
+    code, out, err = two.inv("fire", "--hosts", "lab1,lab2")
+    assert code == 1
+    assert re.search(r"^lab2 +\? +not proven ", out, re.MULTILINE)
+    assert "nothing is left on 1 host; not proven for lab2." in err
+
+
+def test_an_unknown_host_key_is_refused_until_it_is_accepted(two):
+    two.lab.host("lab3", key="host3", known=False)
+    name = two.module("good", "def mapfunc(p, d): return 1\ndef reduce(a, b): return a\n")
+    complains(two.jam("map", name, "--hosts", "lab3"), 3, "lab3", "--accept-new")
+    assert two.jam("map", name, "--hosts", "lab3", "--accept-new")[:2] == (0, "1\n")
+    assert two.jam("map", name, "--hosts", "lab3")[:2] == (0, "1\n")
+
+
+def test_twenty_at_once_with_no_agent_there(two):
+    """They end with one agent and twenty right answers."""
+    name = two.module("adds", "dataset = [1, 2, 3, 4]\ndef mapfunc(p, d): return sum(d) + p * 0\n")
+    words = [*JAM, "map", name, "--hosts", "lab1", "--quiet", "--params"]
+    started = [two.start(*words, str(number)) for number in range(20)]
+    ended = [two.finish(process) for process in started]
+    assert ended == [(0, "10\n", "")] * 20
+    code, out, _ = two.jam("fire", "--hosts", "lab1", "--json")
+    assert (code, json.loads(out)["hosts"]) == (0, [{"name": "lab1", "ended": 1, "left": 0}])
 
 
 # --- elsewhere ----------------------------------------------------------------------------------
@@ -426,7 +486,10 @@ def test_as_a_collection_of_another_project(shell):
 def test_import_costs_little(shell):
     """Nothing heavy is imported by `import jamtasks`, nor by listing the tasks."""
     heavy = "fabric paramiko numpy rich yaml jamtasks.master jamtasks.datasets".split()
-    for statement in ("import jamtasks", "from jamtasks.cli import namespace"):
-        program = f"{statement}\nimport sys; print([m for m in {heavy} if m in sys.modules])"
+    for before, ours in (("sys", "jamtasks"), ("invoke", "jamtasks.cli")):
+        program = (
+            f"import sys, {before}; had = set(sys.modules); import {ours}\n"
+            f"print([name for name in {heavy} if name in set(sys.modules) - had])"
+        )
         code, out, err = shell.run(sys.executable, "-c", program)
         assert (code, out) == (0, "[]\n"), err
