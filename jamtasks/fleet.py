@@ -63,7 +63,8 @@ def bootstrap(settings: Settings, specs: Sequence[HostSpec], project: str) -> Bo
 def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireReport:
     """End the project's agents, of every build, with all that they started, on every host.
 
-    The notes name what ended. Rows in the order of specs; a host that cannot be asked has None for its numbers."""
+    The notes name what ended. Rows in the order of specs; a host that cannot be asked has None
+    for its numbers."""
     from . import bootstrap as bootstrapping
 
     def one(spec: HostSpec) -> FireRow:
