@@ -243,7 +243,7 @@ def _here(
     if verb == "attach":
         argv += ["local", "keep"] if spec.keep else ["local"]
     if spec.prepare.strip():
-        script = f'{{ {spec.prepare.strip()}\n}} </dev/null >&2;exec "$@"'
+        script = f'jam() {{\n{spec.prepare.strip()}\n}}\njam </dev/null >&2\nexec "$@"'
         argv = ["/bin/sh", "-c", script, "jam", *argv]
     channel = transport.connect(spec, settings).exec(argv)
     talk = _Talk(spec, channel, marker, {}).run()

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -297,15 +297,14 @@ def authenticate(transport: paramiko.Transport, hop: Hop) -> None:
 
     tried: list[str] = []
     skipped: list[str] = []
-    wanted: list[str] | None = None  # what the server asks for after a first success
-    allowed: list[str] = []
+    allowed: list[str] = []  # what the server offers; after a first success, what it still wants
 
-    def one(what: str, login: Any) -> bool:
-        nonlocal wanted, allowed
+    def one(what: str, login: Callable[[], Any]) -> bool:
+        """Whether the server goes along: it lets us in, or wants a second proof."""
         try:
             more = login()
         except paramiko.BadAuthenticationType as error:
-            allowed = list(error.allowed_types)
+            allowed[:] = error.allowed_types
             return False
         except paramiko.AuthenticationException:
             tried.append(what)
@@ -315,27 +314,42 @@ def authenticate(transport: paramiko.Transport, hop: Hop) -> None:
                 raise
             skipped.append(what)
             return False
-        wanted = list(more) or None
-        return transport.is_authenticated()
+        if more:
+            allowed[:] = more
+        return True
 
+    password = hop.spec.password
+    # asking for the methods costs a round trip, and using the wrong one counts as a failure
+    if password is not None and one("nothing", lambda: transport.auth_none(hop.user)):
+        return
     for what, key in _keys(hop, skipped):
         if len(tried) >= MAX_KEYS or (allowed and "publickey" not in allowed):
             break
         if one(what, lambda key=key: transport.auth_publickey(hop.user, key)):
-            return
-        if wanted is not None and "publickey" not in wanted:
             break
-    password = hop.spec.password
-    if password is not None and one(
-        "the password", lambda: transport.auth_password(hop.user, password)
-    ):
+    if not transport.is_authenticated() and password is not None:
+        if "password" in allowed:
+            one("the password", lambda: transport.auth_password(hop.user, password, fallback=False))
+        elif "keyboard-interactive" in allowed:
+            one("the password", lambda: transport.auth_interactive(hop.user, _typing(password)))
+    if transport.is_authenticated():
         return
     if not transport.is_active():
         raise EOFError
     if not allowed:
         with contextlib.suppress(paramiko.SSHException, EOFError):
             one("nothing", lambda: transport.auth_none(hop.user))
-    raise _refused(hop, tried, skipped, wanted or allowed)
+    raise _refused(hop, tried, skipped, allowed)
+
+
+def _typing(password: str) -> Callable[[str, str, list[tuple[str, bool]]], list[str]]:
+    """Answers the first hidden question, and nothing else: a one-time code is not the password."""
+    left = [password]
+
+    def answer(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
+        return [left.pop() if left and not echoed else "" for _, echoed in prompts]
+
+    return answer
 
 
 def _refused(

@@ -21,6 +21,7 @@ class LocalConnection(Connection):
 class _LocalChannel(ProcessChannel):
     def cause(self) -> HostError | None:
         status = self.exit_status(0.5)
+        self.settle()
         if status is not None and status < 0:
             return HostError(self.host, f"its process was ended by signal {-status}", retry=True)
         return None

@@ -1,4 +1,4 @@
-"""Getting in: host keys, logins, jump hosts, ssh_config, crowds, and the true reason of a failure."""
+"""Getting in: host keys, logins, jump hosts, ssh_config, crowds, and why it failed."""
 
 import socket
 import subprocess
@@ -273,10 +273,6 @@ def test_a_bad_ssh_config_is_named(ssh, lab):
 
 def test_proxy_command(ssh, lab):
     host = lab.host()
-    lab.write_ssh_config(extra=(
-        "Host lab1\n  ProxyCommand python3 -c \"import socket,sys,threading,os;"
-        "s=socket.create_connection(('%h',%p));\n"
-    ))  # fmt: skip
     relay = lab.folder / "relay.py"
     relay.write_text(
         "import os, select, socket, sys\n"
@@ -359,7 +355,7 @@ def test_gateway_that_is_down_or_leads_nowhere(ssh, lab, jump):
 
 
 def test_one_login_at_the_gateway_for_all(lab, jump):
-    target, gate = jump
+    _, gate = jump
     lab.host("lab2", key="host3")
     settings = lab.settings()
     specs = [lab.spec(name, gateway="gate") for name in ["lab1", "lab2"] * 5]
