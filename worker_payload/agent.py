@@ -24,11 +24,12 @@ from worker_payload import layout, limits, links, procs, template, wire
 from worker_payload.gate import Gate
 from worker_payload.lost import Obituary
 from worker_payload.store import Damaged, Store, StoreFull
+from worker_payload.worker import PLACE, RANGE, TICKET
 from worker_payload.workerio import WorkerIO
 
 UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
 READ = 256 << 10
-PLACES = 8192  # of tickets on the board: workers at a time
+PLACES = 8192  # on the board: workers at a time
 WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
 _IOV = 64
 
@@ -121,7 +122,7 @@ class Agent(object):
         self._requests = {}  # type: Dict[int, Any]
         self._next = 0
         self._stop = None  # type: Optional[str]
-        self._board = mmap(-1, PLACES * 8)
+        self._board = mmap(-1, PLACES * PLACE)
         self._places = list(range(PLACES - 1, -1, -1))
         self._buffer = bytearray(READ)
         # before anything that a fork should not have
@@ -160,7 +161,7 @@ class Agent(object):
         ticked = 0.0
         try:
             while self._stop is None:
-                next_tick = ticked + (0.1 if host.busy() or self._greeting else 0.5)
+                next_tick = ticked + self._pace()
                 events = selector.select(max(next_tick - time.monotonic(), 0.0))
                 host.now = now = time.monotonic()
                 later = []
@@ -180,6 +181,13 @@ class Agent(object):
                     self._write_out()
         finally:
             self._end()
+
+    def _pace(self):
+        # type: () -> float
+        """Seconds between ticks."""
+        if not self._host.busy():
+            return 0.1 if self._greeting else 0.5
+        return 0.01 if self._host.crowded() else 0.1
 
     def stop(self, reason):
         # type: (str) -> None
@@ -433,7 +441,9 @@ class Agent(object):
             settings = {"threads": threads, "nice": nice, "env": dict(env)}
             if kind.crashes:
                 settings["numpy"] = False
-            self._tell(self._root_sender, (template.TEMPLATE, kind.name, settings), [theirs.fileno()])
+            self._tell(
+                self._root_sender, (template.TEMPLATE, kind.name, settings), [theirs.fileno()]
+            )
             theirs.close()
             self._watch(ours, lambda: self._on_kind(kind))
         return kind
@@ -543,12 +553,12 @@ class Agent(object):
             self._places.append(place)
             self._host.gone(action.worker, None, None, 0, "", "no worker: %s" % error)
             return
-        struct.pack_into("<Q", self._board, place * 8, 0)
+        self._board[place * PLACE : (place + 1) * PLACE] = bytes(PLACE)
         self._workers[action.worker] = io
         kind.workers.add(action.worker)
         io.kind = kind
         self._watch_worker(io)
-        self._tell(kind.sender, (template.WORKER, action.worker, place * 8, io.nonce), theirs)
+        self._tell(kind.sender, (template.WORKER, action.worker, place * PLACE, io.nonce), theirs)
         for fd in theirs:
             os.close(fd)
 
@@ -645,6 +655,12 @@ class Agent(object):
             pass
         self._on_worker(io)
 
+    def _do_withdraw(self, action):
+        # type: (states.Withdraw) -> None
+        io = self._workers.get(action.worker)
+        if io is not None:
+            RANGE.pack_into(self._board, io.place * PLACE + 8, action.after, action.before)
+
     def _do_interrupt(self, action):
         # type: (states.Interrupt) -> None
         io = self._workers.get(action.worker)
@@ -699,7 +715,7 @@ class Agent(object):
                 for ok, wrote, ticket, seconds, payload in answers:
                     self._drain(io, ticket)
                     self._host.answered(number, ticket, ok, bool(wrote), seconds, payload)
-        ticket = struct.unpack_from("<Q", self._board, io.place * 8)[0]
+        ticket = TICKET.unpack_from(self._board, io.place * PLACE)[0]
         self._drain(io, ticket)
         if not io.retired:
             # what it left behind: still its children, or those that carry its mark
@@ -867,6 +883,7 @@ _ACTIONS = {
     states.Require: Agent._do_require,
     states.Spawn: Agent._do_spawn,
     states.Give: Agent._do_give,
+    states.Withdraw: Agent._do_withdraw,
     states.Interrupt: Agent._do_interrupt,
     states.Kill: Agent._do_kill,
     states.Retire: Agent._do_retire,

@@ -48,7 +48,8 @@ def attach(run, project, build, marker, options):
                 time.sleep(0.05 * attempt)
         _start(run, project, build, options)
     raise AttachError(
-        "the agent of project %s does not answer: %s" % (project, problem), log_tail(run, project, build)
+        "the agent of project %s does not answer: %s" % (project, problem),
+        log_tail(run, project, build),
     )
 
 

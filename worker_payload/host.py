@@ -7,6 +7,7 @@ Terms: a *slot* is one of the N places in which work runs at a time; masters kno
 A slot holds processes for several bundles of code, of which one at a time has tasks in its *hand*.
 """
 
+import math
 from collections import OrderedDict, deque
 from typing import Any, Deque, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -26,8 +27,11 @@ UNPIN_AFTER = 30.0  # of no calls: blobs are then left to the store
 FIRST_MASTER = 15.0  # an agent that nobody attaches to waits at least so long
 PER_SLOT = 3  # processes kept for different bundles
 HELD = 128  # files that a worker keeps open
+HAND_COST = 30e-6  # seconds that it takes to hand something to a worker, whatever it is
+STUCK_AFTER = 0.01  # a task that takes so much longer than thought no longer keeps others waiting
 HAND = 32  # tasks at most in a hand: each may bring a file
 HAND_SECONDS = 0.002  # of measured work that a worker may have in hand, beyond the current task
+ESTIMATES = 64  # map functions whose time per task is remembered from call to call
 PINNED = 256  # files that we keep open though no task needs them now
 ATTEMPTS = 3  # for a blob that arrives damaged, for a worker that dies before its first task
 
@@ -74,6 +78,14 @@ class Give(NamedTuple):
     worker: int
     commands: List[Any]
     fds: List[int]
+
+
+class Withdraw(NamedTuple):
+    """Tell a worker not to begin with the tickets between these two."""
+
+    worker: int
+    after: int
+    before: int
 
 
 class Interrupt(NamedTuple):
@@ -266,6 +278,7 @@ class Host(object):
         self._serial = 0
         self._turn = 0
         self._queued = 0
+        self._estimates = OrderedDict()  # type: OrderedDict[Tuple[str, str], float]
         self._missing = OrderedDict()  # type: OrderedDict[Call, List[str]]
         self._results = OrderedDict()  # type: OrderedDict[Call, Tuple[List[Any], List[Any]]]
         self._credits = set()  # type: Set[Master]
@@ -290,6 +303,13 @@ class Host(object):
         # type: () -> bool
         """Whether `tick` should come soon."""
         return bool(self._tickets or self._dying)
+
+    def crowded(self):
+        # type: () -> bool
+        """Whether `tick` should come at once, because tasks wait in hands."""
+        return len(self._tickets) > len(self._slots) or any(
+            slot.busy is not None and len(slot.busy.hand) > 1 for slot in self._slots
+        )
 
     def masters(self):
         # type: () -> List[int]
@@ -395,6 +415,7 @@ class Host(object):
         if len(message.segments) != (0 if message.params else 1):
             raise ProtocolError("Begin: params by digest, or as the only segment")
         call = Call(self._new(), master, message)
+        call.estimate = self._estimates.get((call.code, call.module))
         master.calls[call.id] = self._calls[call.serial] = call
         self._need(call.code, call)
         if call.params:
@@ -484,6 +505,10 @@ class Host(object):
     def _end(self, call):
         # type: (Call) -> None
         self._drop_tasks(call)
+        if call.estimate is not None:
+            self._estimates[call.code, call.module] = call.estimate
+            if len(self._estimates) > ESTIMATES:
+                self._estimates.popitem(last=False)
         for digest in call.pins:
             self._unneed(digest, drop=digest == call.params)
         if call.spooled and call.params_handle is not None:
@@ -554,10 +579,11 @@ class Host(object):
         # type: (Task) -> None
         worker = task.worker
         assert worker is not None
+        if next(iter(worker.hand)) == task.ticket:
+            worker.since = self.now  # the next one begins
         self._tickets.pop(task.ticket, None)
         worker.hand.pop(task.ticket, None)
         task.worker = None
-        worker.since = self.now
         if not worker.hand:
             slot = self._slots[worker.slot]
             if slot.busy is worker:
@@ -835,7 +861,9 @@ class Host(object):
         self.now = now
         for master in list(self._masters.values()):
             if now - master.heard > MASTER_GONE_AFTER:
-                self._actions.append(Close(master.number, 75, "silent for %d s" % MASTER_GONE_AFTER))
+                self._actions.append(
+                    Close(master.number, 75, "silent for %d s" % MASTER_GONE_AFTER)
+                )
             elif now - master.said >= BEAT:
                 master.said = now
                 self._send(master, wire.Beat())
@@ -869,6 +897,8 @@ class Host(object):
                 task.told = True
                 call = task.call
                 self._send(call.master, wire.Started(call.id, [[task.id, worker.slot]]))
+            if waited >= STUCK_AFTER and len(worker.hand) > 1:
+                self._withdraw(worker)
             if task.call.timeout is not None and waited >= task.call.timeout:
                 self._send(task.call.master, wire.Failure(
                     task.call.id, task.id, worker.slot, "TimeoutError",
@@ -878,6 +908,16 @@ class Host(object):
             self._retire(worker)
         elif waited >= RELEASE_AFTER and not worker.released:
             self._release(worker)
+
+    def _withdraw(self, worker):
+        # type: (Worker) -> None
+        """Take back what it has not begun. If it just did after all, that task is done twice."""
+        first, *rest = worker.hand.values()
+        for task in reversed(rest):
+            if task.state == HANDED:
+                task.call.estimate = max(task.call.estimate or 0.0, STUCK_AFTER)
+                self._again(task)
+        self._actions.append(Withdraw(worker.number, first.ticket, self._new()))
 
     def _release(self, worker):
         # type: (Worker) -> None
@@ -957,14 +997,16 @@ class Host(object):
     def _room(self, call, worker, queue):
         # type: (Call, Worker, Deque[Task]) -> int
         """How many tasks to hand to a worker now: several only if they are tiny and plentiful."""
-        have = len(worker.hand)
-        if call.estimate is None or call.estimate > HAND_SECONDS or call.talks:
+        have, estimate = len(worker.hand), call.estimate
+        if estimate is None or estimate > HAND_SECONDS or call.talks:
             return 0 if have else 1
-        window = 1 + min(int(HAND_SECONDS / max(call.estimate, 1e-5)), HAND)
+        window = 1 + min(int(HAND_SECONDS / max(estimate, 1e-5)), HAND)
         if have > window // 2:
             return 0
-        share = len(queue) // max(min(call.master.workers, len(self._slots)), 1)
-        return max(min(window - have, share, HAND), 0 if have else 1)
+        share = len(queue) // min(call.master.workers, len(self._slots))
+        # where handing over takes longer than working, fewer workers with more each are faster
+        batch = int(math.sqrt(len(queue) * HAND_COST / (estimate + HAND_COST)))
+        return max(min(window - have, max(share, batch), HAND), 0 if have else 1)
 
     def _give(self, slot, worker, call, queue, count):
         # type: (Slot, Worker, Call, Deque[Task], int) -> None

@@ -56,7 +56,10 @@ def serve(run, project, build, options):
     if not os.environ.get(procs.OWNER, "").startswith(layout.owner_prefix(run, project)):
         os.environ[procs.OWNER] = layout.owner(run, project, build)
     if sys.stdout.isatty():
-        print("jam: agent of project %s, log in %s" % (project, run.file(layout.log_name(project, build))))
+        print(
+            "jam: agent of project %s, log in %s"
+            % (project, run.file(layout.log_name(project, build)))
+        )
         sys.stdout.flush()
     log.take_standard_streams()
     try:

@@ -19,7 +19,9 @@ from worker_payload import calls, codec, links
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
 ANSWER = struct.Struct("<BBQdI")
 RESULT, FAILURE = 1, 2
+PLACE = 24  # bytes of a worker on the board
 TICKET = struct.Struct("<Q")
+RANGE = struct.Struct("<QQ")
 
 # commands of the agent
 CODE, BEGIN, TASK, END, DROP, RELEASE = range(6)
@@ -161,8 +163,8 @@ class Held(object):
 
 
 class Worker(object):
-    """board: shared memory in which 8 bytes at `place` name the ticket being worked on, so that
-    the agent knows which task killed us."""
+    """board: shared memory with PLACE bytes of ours at `place`: the ticket being worked on, so that
+    the agent knows which task killed us, and the two between which we shall begin none."""
 
     def __init__(self, sock, board, place):
         # type: (Any, Any, int) -> None
@@ -224,6 +226,10 @@ class Worker(object):
             assert digest is not None
             self._slices[digest] = Held(files.pop())
         TICKET.pack_into(self._board, self._place, ticket)
+        after, before = RANGE.unpack_from(self._board, self._place + 8)
+        if after < ticket < before:
+            TICKET.pack_into(self._board, self._place, 0)
+            return  # withdrawn: another worker does it
         kind, segments, seconds = RESULT, [], 0.0  # type: Any
         began = time.perf_counter()
         try:
@@ -235,7 +241,9 @@ class Worker(object):
                 source = inline
             segments = self._call(self._calls[call], source)
             seconds = time.perf_counter() - began
-        except BaseException as error:  # KeyboardInterrupt and SystemExit too: user code may raise any
+        except (
+            BaseException
+        ) as error:  # KeyboardInterrupt and SystemExit too: user code may raise any
             if os.getpid() == self._pid:
                 seconds = time.perf_counter() - began
                 kind = FAILURE
@@ -295,6 +303,12 @@ def main(sock, board, place):
     # type: (Any, Any, int) -> None
     """The life of a worker process, from fork to exit. Never returns."""
     pid, status = os.getpid(), 1
+    try:
+        if hasattr(os, "SCHED_BATCH"):
+            # waking us up then does not interrupt the agent, which has others to wake
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError:
+        pass
     try:
         Worker(sock, board, place).run()
         status = 0

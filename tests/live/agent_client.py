@@ -176,9 +176,9 @@ class Client:
         return [found[i] for i in range(len(slices))]
 
     def text(self, stream: int) -> str:
-        return b"".join(
-            bytes(o.segments[0]) for o in self.outputs if o.stream == stream
-        ).decode(errors="replace")
+        return b"".join(bytes(o.segments[0]) for o in self.outputs if o.stream == stream).decode(
+            errors="replace"
+        )
 
     def close(self) -> int:
         """End the channel; the attach's exit status."""

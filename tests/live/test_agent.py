@@ -44,7 +44,9 @@ class Place:
         self.pyz = pyz or tmp / f"{payload.build}.pyz"
         self.pyz.write_bytes(payload.data)
         # a SCREENDIR that is not there: screen fails, and a plain session takes its place
-        self.env = environment(self.run, self.cache, SCREENDIR=str(tmp / "no" / "where"), JAM_TEST=str(tmp))
+        self.env = environment(
+            self.run, self.cache, SCREENDIR=str(tmp / "no" / "where"), JAM_TEST=str(tmp)
+        )
         self.mark = f"JAM_TEST={tmp}".encode()
         self.clients: list[Client] = []
 
@@ -192,7 +194,9 @@ def test_a_long_run_directory_still_has_a_socket(place: Place, tmp_path: Path) -
     assert place.attach().run(ADD, [1], 1) == [2]
 
 
-def test_builds_do_not_meet_and_the_older_agent_ends_when_idle(place: Place, tmp_path: Path) -> None:
+def test_builds_do_not_meet_and_the_older_agent_ends_when_idle(
+    place: Place, tmp_path: Path
+) -> None:
     old = place.attach()
     old_pid = old.welcome.pid if old.welcome else 0
     source = tmp_path / "other" / "worker_payload"
@@ -303,7 +307,9 @@ def test_a_killed_worker_is_lost_and_replaced(place: Place) -> None:
 
 def test_only_the_culprit_is_lost(place: Place) -> None:
     client = place.attach(workers=1)
-    call = client.begin("import os\ndef mapfunc(params, x):\n    os._exit(7) if x == 150 else None\n    return x\n")
+    call = client.begin(
+        "import os\ndef mapfunc(params, x):\n    os._exit(7) if x == 150 else None\n    return x\n"
+    )
     client.task(call, range(300))
     found = client.collect(call, 300)
     assert [i for i, value in found.items() if value != i] == [150]
@@ -401,6 +407,20 @@ def test_output_comes_with_its_task_before_its_answer(place: Place) -> None:
     assert len(client.outputs) >= 40
     for output in client.outputs:
         assert bytes(output.segments[0]) == b"slice %d\n" % output.id
+
+
+def test_a_slow_task_among_tiny_ones_keeps_nobody_waiting(place: Place) -> None:
+    client = place.attach(workers=2)
+    source = "import time\ndef mapfunc(params, x):\n    time.sleep(x)\n    return x\n"
+    assert client.run(source, [0] * 200) == [0] * 200
+    call = client.begin(source)
+    client.task(call, [2 if i in (0, 20) else 0 for i in range(40)])
+    found = client.collect(call, 1)
+    began = time.monotonic()
+    while len(found) < 38:
+        found.update(client.collect(call, 1))
+    assert time.monotonic() - began < 1.9 or 2 not in found.values()
+    assert client.collect(call, 40 - len(found))
 
 
 def test_exit_harms_only_itself(place: Place) -> None:
@@ -575,7 +595,11 @@ def test_writing_to_a_slice_says_what_to_do(place: Place) -> None:
     assert "x[0] = 7" in failure.traceback
     (small,) = client.run(source, [np.ones(10)])
     assert "writable=True" in small.message
-    assert client.run(source, [big, big, np.ones(10)], writable=True) == [100_006.0, 100_006.0, 16.0]
+    assert client.run(source, [big, big, np.ones(10)], writable=True) == [
+        100_006.0,
+        100_006.0,
+        16.0,
+    ]
 
 
 def test_blobs_are_sent_once(place: Place) -> None:
@@ -637,7 +661,9 @@ def test_a_blob_that_arrives_damaged_is_asked_for_again(place: Place) -> None:
     client.send_blob = send  # type: ignore[method-assign]
     client.send(wire.Task(call, [[0, digest, None]]))
     failure = client.collect(call, 1)[0]
-    assert failure.type == "TypeError", "it arrived whole the second time, and a list cannot be added"
+    assert failure.type == "TypeError", (
+        "it arrived whole the second time, and a list cannot be added"
+    )
     assert len(tries) == 2
 
 
