@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
 import textwrap
 import threading
+import venv
 from pathlib import Path
 
 import numpy
@@ -26,7 +31,9 @@ def module(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
         return name
 
-    return write
+    yield write
+    for name in made:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -59,8 +66,6 @@ def test_without_a_dataset_each_worker_is_called_once(lab, host, module):
             return a + b
         """
     )
-    import dataclasses
-
     with Master([dataclasses.replace(host, workers=3)]) as master:
         answers = master.run(name, "p")
     assert len({pid for pid, _ in answers}) == 3 and {p for _, p in answers} == {"p"}
@@ -129,7 +134,7 @@ def test_params_of_many_megabytes_go_once_per_host(master, module):
 
 def test_large_answers_come_back_whole(master, module):
     name = module(
-        "import numpy\ndef mapfunc(params, items):\n    return numpy.full(params, float(items[0]))\n"
+        "import numpy\ndef mapfunc(n, items):\n    return numpy.full(n, float(items[0]))\n"
     )
     total = master.run(name, 500_000, [1, 2, 3, 4, 5, 6], slice_size=1)
     assert total.shape == (500_000,) and (total == 21.0).all()
@@ -148,7 +153,9 @@ def test_slices_are_read_only_and_the_error_says_how_to_write(master, module):
 
 
 def test_a_module_that_was_edited_runs_in_its_new_form(master, module, tmp_path):
-    name = module("from {0} import factor\ndef mapfunc(p, i):\n    return sum(i) * factor\n", "jt_e")
+    name = module(
+        "from {0} import factor\ndef mapfunc(p, i):\n    return sum(i) * factor\n", "jt_e"
+    )
     source = (tmp_path / "jt_e.py").read_text().format("jt_helper")
     (tmp_path / "jt_e.py").write_text(source)
     module("factor = 1\n", "jt_helper")
@@ -159,18 +166,22 @@ def test_a_module_that_was_edited_runs_in_its_new_form(master, module, tmp_path)
     assert master.run(name, None, [1, 2, 3]) == -6
 
 
-def test_a_module_that_hosts_lack_is_named_before_anything_is_sent(master, module, monkeypatch):
-    name = module(
-        "import hypothesis_is_not_there_xyz\ndef mapfunc(p, i):\n    return 1\n", "jt_needs"
-    )
-    import sys
-    import types
+@pytest.fixture
+def bare(lab, ssh, tmp_path):
+    """A host whose Python has nothing installed."""
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    lab.host("lab1")
+    return lab.spec("lab1", ssh, python=str(tmp_path / "bare/bin/python"))
 
-    monkeypatch.setitem(
-        sys.modules, "hypothesis_is_not_there_xyz", types.ModuleType("hypothesis_is_not_there_xyz")
-    )
-    with pytest.raises(ModuleError, match="hypothesis_is_not_there_xyz is missing on"):
-        master.run(name, None, [1, 2, 3])
+
+def test_what_a_host_lacks_is_named_before_anything_is_sent(bare, module):
+    name = module("import hypothesis\ndef mapfunc(p, i):\n    return 1\n")
+    with Master([bare]) as master:
+        with pytest.raises(ModuleError, match="hypothesis is missing on lab1"):
+            master.run(name, None, [1, 2, 3])
+        with pytest.raises(ModuleError, match="numpy is missing on lab1"):
+            master.run(module(SUM), None, numpy.ones((100, 100)))
+        assert master.run(module(SUM), 1, [1, 2, 3]) == 6, "what needs neither works"
 
 
 def test_classes_of_the_mapped_module_come_back(master, module):
@@ -215,9 +226,7 @@ def test_an_exception_arrives_with_host_slice_and_source_line(master, host, modu
 
 
 def test_keep_going_leaves_out_what_failed(master, module):
-    name = module(
-        "def mapfunc(p, items):\n    return 1 // (items[0] % 5) * 0 + len(items)\n"
-    )
+    name = module("def mapfunc(p, items):\n    return 1 // (items[0] % 5) * 0 + len(items)\n")
     assert master.run(name, None, list(range(20)), slice_size=1, keep_going=True) == 16
     failed = master.last_run.failed
     assert [one.slice for one in failed] == [0, 5, 10, 15]
@@ -424,7 +433,9 @@ def test_a_killed_agent_is_started_again(lab, host, module):
     with Master([host]) as master:
         master.run(module(SUM), 1, [1])
         agents = [
-            pid for pid, line in lab.left_behind().items() if "serve" in line and "SCREEN" not in line
+            pid
+            for pid, line in lab.left_behind().items()
+            if "serve" in line and "SCREEN" not in line
         ]
         assert agents
         for pid in agents:
@@ -435,8 +446,6 @@ def test_a_killed_agent_is_started_again(lab, host, module):
 
 
 def test_the_same_answer_to_the_last_bit_whatever_the_workers(lab, host, module):
-    import dataclasses
-
     name = module(
         """
         import random, time
@@ -454,9 +463,6 @@ def test_the_same_answer_to_the_last_bit_whatever_the_workers(lab, host, module)
 
 
 def test_a_script_maps_itself(lab, host, tmp_path):
-    import subprocess
-    import sys
-
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
@@ -479,8 +485,6 @@ def test_a_script_maps_itself(lab, host, tmp_path):
             """
         )
     )
-    import os
-
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, str(script), host.name, host.transport, host.ssh_config or ""],
