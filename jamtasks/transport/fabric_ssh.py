@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -325,7 +326,7 @@ def authenticate(transport: paramiko.Transport, hop: Hop) -> None:
     for what, key in _keys(hop, skipped):
         if len(tried) >= MAX_KEYS or (allowed and "publickey" not in allowed):
             break
-        if one(what, lambda key=key: transport.auth_publickey(hop.user, key)):
+        if one(what, functools.partial(transport.auth_publickey, hop.user, key)):
             break
     if not transport.is_authenticated() and password is not None:
         if "password" in allowed:
