@@ -4,7 +4,7 @@ What to do is decided in host.py; here is how. Nothing in the loop waits for any
 written at once is kept, and a worker whose master does not read is not read either.
 """
 
-import errno
+import gc
 import os
 import platform
 import selectors
@@ -29,6 +29,7 @@ from worker_payload.workerio import WorkerIO
 
 UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
 READ = 256 << 10
+GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
 WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
 _IOV = 64
@@ -155,6 +156,10 @@ class Agent(object):
         signal.set_wakeup_fd(self._wake_end)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: self.stop("signal %d" % number))
+        gc.collect()
+        if hasattr(gc, "freeze"):
+            gc.freeze()
+        gc.set_threshold(50000)  # what is made for a message goes with it, without cycles
         self._gate.open()
         self._log("listening as process %d" % os.getpid())
         host, selector = self._host, self._selector
@@ -163,16 +168,14 @@ class Agent(object):
             while self._stop is None:
                 next_tick = ticked + self._pace()
                 events = selector.select(max(next_tick - time.monotonic(), 0.0))
-                host.now = now = time.monotonic()
-                later = []
-                for key, mask in events:
-                    first, call = key.data
-                    if first:
-                        call()  # what a worker printed comes before its answer
-                    else:
-                        later.append(call)
-                for call in later:
-                    call()
+                for _ in range(GATHER):
+                    host.now = time.monotonic()
+                    self._handle(events)
+                    # what else has come together by now goes into the same messages
+                    events = selector.select(0) if host.gathers() else ()
+                    if not events:
+                        break
+                now = host.now
                 if now >= next_tick:
                     self._tick(now)
                     ticked = now
@@ -181,6 +184,18 @@ class Agent(object):
                     self._write_out()
         finally:
             self._end()
+
+    def _handle(self, events):
+        # type: (Any) -> None
+        later = []
+        for key, _ in events:
+            first, call = key.data
+            if first:
+                call()  # what a worker printed comes before its answer
+            else:
+                later.append(call)
+        for call in later:
+            call()
 
     def _pace(self):
         # type: () -> float

@@ -278,6 +278,8 @@ class Host(object):
         self._serial = 0
         self._turn = 0
         self._queued = 0
+        self._tiny = False  # several tasks were handed to a worker not long ago
+        self._changed = False  # so that there may be something to hand out
         self._estimates = OrderedDict()  # type: OrderedDict[Tuple[str, str], float]
         self._missing = OrderedDict()  # type: OrderedDict[Call, List[str]]
         self._results = OrderedDict()  # type: OrderedDict[Call, Tuple[List[Any], List[Any]]]
@@ -304,12 +306,15 @@ class Host(object):
         """Whether `tick` should come soon."""
         return bool(self._tickets or self._dying)
 
+    def gathers(self):
+        # type: () -> bool
+        """Whether answers wait to be sent, and nothing more urgent."""
+        return bool(self._results) and not self._actions
+
     def crowded(self):
         # type: () -> bool
         """Whether `tick` should come at once, because tasks wait in hands."""
-        return len(self._tickets) > len(self._slots) or any(
-            slot.busy is not None and len(slot.busy.hand) > 1 for slot in self._slots
-        )
+        return self._tiny
 
     def masters(self):
         # type: () -> List[int]
@@ -443,6 +448,7 @@ class Host(object):
         call.params_handle = handle
         call.spooled = True
         call.missing -= 1
+        self._changed = True
 
     def _on_task(self, master, message):
         # type: (Master, wire.Task) -> None
@@ -556,6 +562,7 @@ class Host(object):
         task.state = QUEUED
         call.queued += 1
         self._queued += 1
+        self._changed = True
 
     def _unqueue(self, task):
         # type: (Task) -> None
@@ -582,6 +589,7 @@ class Host(object):
         if next(iter(worker.hand)) == task.ticket:
             worker.since = self.now  # the next one begins
         self._tickets.pop(task.ticket, None)
+        self._changed = True
         worker.hand.pop(task.ticket, None)
         task.worker = None
         if not worker.hand:
@@ -611,6 +619,7 @@ class Host(object):
         # type: (Worker) -> None
         """It gets no more tasks; another takes its place at once."""
         worker.dying = self.now
+        self._changed = True
         self._dying[worker.number] = worker
         slot = self._slots[worker.slot]
         if worker in slot.workers:
@@ -706,6 +715,7 @@ class Host(object):
         if worker is None:
             return
         self._dying.pop(number, None)
+        self._changed = True
         slot = self._slots[worker.slot]
         if worker in slot.workers:
             slot.workers.remove(worker)
@@ -790,6 +800,7 @@ class Host(object):
         for waiter in waiters:
             if isinstance(waiter, Call):
                 waiter.missing -= 1
+                self._changed = True
             elif waiter.state == WAITING:
                 self._enqueue(waiter)
         if not blob.users:
@@ -867,7 +878,9 @@ class Host(object):
             elif now - master.said >= BEAT:
                 master.said = now
                 self._send(master, wire.Beat())
+        self._tiny = False
         for worker in list(self._workers.values()):
+            self._tiny = self._tiny or len(worker.hand) > 1
             self._tick_worker(worker, now)
         if not self._calls and now - self._quiet > UNPIN_AFTER and self._idle_blobs:
             for blob in list(self._idle_blobs.values()):
@@ -932,8 +945,9 @@ class Host(object):
     def _settle(self):
         # type: () -> None
         """Once all that happened has been told: hand out work, and say what has come together."""
-        if self._queued:
+        if self._queued and self._changed:
             self._hand_out()
+        self._changed = False
         for call, digests in self._missing.items():
             self._send(call.master, wire.Missing(call.id, digests))
         self._missing.clear()
@@ -1050,6 +1064,8 @@ class Host(object):
                         while len(worker.held) > HELD:
                             commands.append((DROP, worker.held.popitem(last=False)[0]))
             commands.append((TASK, task.ticket, call.serial, task.digest, inline))
+        if len(worker.hand) > 1:
+            self._tiny = True
         worker.last = call
         worker.released = False
         slot.busy = worker

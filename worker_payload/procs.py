@@ -55,11 +55,10 @@ def everyone():
     return found
 
 
-def descendants(pids, among=None):
-    # type: (Iterable[int], Dict[int, Process]) -> Set[int]
+def descendants(pids):
+    # type: (Iterable[int]) -> Set[int]
     """Children, their children and so on; without these pids themselves, without zombies."""
-    if among is None:
-        among = everyone()
+    among = everyone()
     children = {}  # type: Dict[int, List[int]]
     for process in among.values():
         children.setdefault(process.parent, []).append(process.pid)
@@ -76,7 +75,7 @@ def descendants(pids, among=None):
 def marked(accept):
     # type: (Callable[[Dict[str, str]], bool]) -> Set[int]
     """Live processes of ours whose OWNER and WORKER, as they were started with, are accepted."""
-    found = set()
+    found = set()  # type: Set[int]
     uid = os.getuid()
     try:
         names = os.listdir("/proc")

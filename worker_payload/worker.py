@@ -18,6 +18,7 @@ from worker_payload import calls, codec, links
 
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
 ANSWER = struct.Struct("<BBQdI")
+ONE_SEGMENT = struct.Struct("<BBQdIQ")  # the same with one length, as most answers begin
 RESULT, FAILURE = 1, 2
 PLACE = 24  # bytes of a worker on the board
 TICKET = struct.Struct("<Q")
@@ -196,7 +197,7 @@ class Worker(object):
         # type: (Any, List[int]) -> None
         kind = command[0]
         if kind == TASK:
-            self._task(*command[1:], files=files)
+            self._task(command, files)
         elif kind == BEGIN:
             _, call, module, params, writable = command
             source = Held(files.pop()) if params is None else params
@@ -213,15 +214,16 @@ class Worker(object):
             if call is not None and isinstance(call.params, Held):
                 call.params.close()
         elif kind == DROP:
-            held = self._slices.pop(command[1], None)  # type: ignore[assignment]
-            if held is not None:
-                held.close()
+            dropped = self._slices.pop(command[1], None)
+            if dropped is not None:
+                dropped.close()
         elif kind == RELEASE:
             calls.release_memory()
 
-    def _task(self, ticket, call, digest, inline, files):
-        # type: (int, int, Optional[str], Any, List[int]) -> None
-        """inline: the blob's bytes; True if a descriptor came along; None if we have it, or no slice."""
+    def _task(self, command, files):
+        # type: (Any, List[int]) -> None
+        """inline: the blob's bytes; True if a file came along; None if we have it, or no slice."""
+        _, ticket, call, digest, inline = command
         if inline is True:
             assert digest is not None
             self._slices[digest] = Held(files.pop())
@@ -230,7 +232,8 @@ class Worker(object):
         if after < ticket < before:
             TICKET.pack_into(self._board, self._place, 0)
             return  # withdrawn: another worker does it
-        kind, segments, seconds = RESULT, [], 0.0  # type: Any
+        kind, seconds = RESULT, 0.0
+        segments = []  # type: List[Any]
         began = time.perf_counter()
         try:
             if digest is None:

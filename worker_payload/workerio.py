@@ -7,7 +7,7 @@ import struct
 from typing import Any, List, Optional, Set, Tuple
 
 from worker_payload import links
-from worker_payload.worker import ANSWER, RESULT
+from worker_payload.worker import ANSWER, ONE_SEGMENT, RESULT
 
 _READ = 65536
 _BURST = 8 << 20  # bytes of one answer taken in before others have a turn
@@ -139,6 +139,10 @@ class WorkerIO(object):
             return None
         if self._pending:
             data = self._pending + data
+        elif len(data) > ONE_SEGMENT.size:
+            kind, wrote, ticket, seconds, count, length = ONE_SEGMENT.unpack_from(data)
+            if count == 1 and len(data) == ONE_SEGMENT.size + length:  # as nearly always
+                return [_answer((kind, wrote, ticket, seconds), [data[ONE_SEGMENT.size :]])]
         found = []
         position, end = 0, len(data)
         while end - position >= ANSWER.size:
