@@ -284,18 +284,18 @@ def test_what_waits_behind_a_slow_task_is_taken_back() -> None:
     agent = Agent(workers=2)
     agent.master(workers=2)
     first = given(agent.call([[i, None, None] for i in range(40)]))
-    hands = dict(first)
     for worker, (ticket,) in first.items():
-        hands.update(given(agent.answer(worker, ticket, seconds=1e-5)))
-    stuck, free = sorted(hands, key=lambda worker: -len(hands[worker]))
-    assert len(hands[stuck]) > 1
-    while hands[free]:
-        hands[free] += given(agent.answer(free, hands[free].pop(0), seconds=1e-5)).get(free, [])
+        agent.answer(worker, ticket, seconds=1e-5)
+    stuck, free = (agent.host._workers[number] for number in first)
+    while free.hand:
+        agent.answer(free.number, next(iter(free.hand)), seconds=1e-5)
+    before = list(stuck.hand)
+    assert len(before) > 1
     actions = agent.at(1.0)
     (withdraw,) = of(actions, states.Withdraw)
-    assert (withdraw.worker, withdraw.after) == (stuck, hands[stuck][0])
-    assert len(given(actions)[free]) == 1, "no longer thought to be tiny"
-    assert min(given(actions)[free]) > withdraw.before > max(hands[stuck])
+    assert (withdraw.worker, withdraw.after) == (stuck.number, before[0])
+    assert len(given(actions)[free.number]) == 1, "no longer thought to be tiny"
+    assert min(given(actions)[free.number]) > withdraw.before > max(before)
 
 
 def test_masters_take_turns() -> None:
