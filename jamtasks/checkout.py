@@ -21,6 +21,9 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "screen": "screen",
     "pypy3": "pypy3",
+    "zsh": "zsh",
+    "tcsh": "tcsh",
+    "fish": "fish",
 }
 MODULES = ("pytest", "pytest_timeout", "hypothesis", "scipy", "sklearn", "ruff", "mypy")
 
