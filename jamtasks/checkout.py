@@ -25,6 +25,7 @@ PROGRAMS = {
     "tcsh": "tcsh",
     "fish": "fish",
 }
+PYTHONS = ("3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 MODULES = ("pytest", "pytest_timeout", "hypothesis", "scipy", "sklearn", "ruff", "mypy")
 
 
@@ -70,6 +71,37 @@ def lint(c: Context, fix: bool = False) -> int:
 def types(c: Context) -> int:
     """Types, by mypy."""
     return _tool(find_root(), ["mypy"])
+
+
+BENCHMARKS = {
+    "rounds": "a round of tiny calls",
+    "autoencoder": "qjam's experiment",
+    "push": "256 MB to a host",
+    "startup": "from nothing to the first result",
+}
+
+
+@task(
+    positional=["name"],
+    auto_shortflags=False,
+    help={
+        "name": "One of "
+        + ", ".join(f"{name} ({what})" for name, what in BENCHMARKS.items())
+        + "; default: all.",
+        "debug": "Show the traceback of an error.",
+    },
+)
+@command
+def bench(c: Context, name: str | None = None, debug: bool = False) -> int:
+    """Measure against other tools, on an sshd of its own; print tables for RESULTS.md."""
+    if name is not None and name not in BENCHMARKS:
+        raise UsageError(f"there is no benchmark {name!r}", f"known are {', '.join(BENCHMARKS)}")
+    root = find_root()
+    install_missing()
+    if importlib.util.find_spec("execnet") is None:
+        raise UsageError("execnet is missing", f"{sys.executable} -m pip install '.[bench]'")
+    names = [name] if name else list(BENCHMARKS)
+    return max(_tool(root, [f"benchmarks.{one}"]) for one in names)
 
 
 dev = Collection("dev", pure, live, lint, types)
@@ -134,11 +166,26 @@ def _pytest(root: Path, folders: Sequence[str], select: str | None) -> int:
     install_missing()
     existing = [folder for folder in folders if (root / folder).is_dir()]
     expression = ["-k", select] if select else []
+    absent = absent_pythons()
+    if absent and "tests/live" in folders:
+        note(f"not here, so not tested as Pythons of hosts: {', '.join(absent)}")
     return _tool(root, ["pytest", *expression, *existing])
+
+
+def absent_pythons() -> list[str]:
+    """Those of the Pythons that hosts may have which the live tests will not find here."""
+    found = [path.parent.parent.name for path in Path.home().glob(".pyenv/versions/3.*/bin/python")]
+    absent = [
+        f"CPython {version}"
+        for version in PYTHONS
+        if not shutil.which(f"python{version}")
+        and not any(name.startswith(f"{version}.") for name in found)
+    ]
+    return absent if find_program("pypy3") else [*absent, "PyPy"]
 
 
 def _tool(root: Path, words: Sequence[str]) -> int:
     """python -m words, in the checkout. 1 if it found something or could not run."""
-    if importlib.util.find_spec(words[0]) is None:
+    if importlib.util.find_spec(words[0].partition(".")[0]) is None:
         raise UsageError(f"{words[0]} is missing", f"{sys.executable} -m pip install '.[test]'")
     return 1 if subprocess.run([sys.executable, "-m", *words], cwd=root).returncode else 0

@@ -223,7 +223,7 @@ def _wrong_use_is_2() -> Iterator[None]:
 
 
 def _namespace() -> Collection:
-    collection = Collection("jam", map_, bootstrap, fire, checkout.test)
+    collection = Collection("jam", map_, bootstrap, fire, checkout.test, checkout.bench)
     collection.add_collection(checkout.dev)
     return collection
 
