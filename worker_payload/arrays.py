@@ -54,10 +54,14 @@ def dtype_to_string(dtype):
     if dtype.names is not None:
         fields = [dtype.fields[name] for name in dtype.names]
         record = "record" if dtype.type.__name__ == "record" else "void"
+        titles = [field[2] if len(field) > 2 else None for field in fields]
+        if not all(title is None or type(title) is str for title in titles):
+            raise EncodeError("an array of dtype %s has titles that are not text" % (dtype,))
         return json.dumps(
             {
                 "type": record,
                 "names": list(dtype.names),
+                "titles": titles,
                 "formats": [dtype_to_string(field[0]) for field in fields],
                 "offsets": [field[1] for field in fields],
                 "itemsize": dtype.itemsize,
@@ -96,10 +100,11 @@ def _structure(spec, depth):
         shape = tuple(spec["shape"])
         _check_shape(shape)
         return np.dtype((dtype_from_string(spec["base"], depth + 1), shape))
-    if set(spec) != {"type", "names", "formats", "offsets", "itemsize", "align"}:
+    if set(spec) != {"type", "names", "titles", "formats", "offsets", "itemsize", "align"}:
         raise DecodeError("not a structure's dtype")
-    names, formats, offsets = spec["names"], spec["formats"], spec["offsets"]
-    if not (len(names) == len(formats) == len(offsets) <= _MAX_FIELDS):
+    names, titles = spec["names"], spec["titles"]
+    formats, offsets = spec["formats"], spec["offsets"]
+    if not (len(names) == len(titles) == len(formats) == len(offsets) <= _MAX_FIELDS):
         raise DecodeError("a structure with fields that do not match")
     if not all(type(n) is int and n >= 0 for n in offsets + [spec["itemsize"]]):
         raise DecodeError("a structure with impossible offsets")
@@ -109,6 +114,8 @@ def _structure(spec, depth):
         "offsets": offsets,
         "itemsize": spec["itemsize"],
     }
+    if any(titles):
+        fields["titles"] = [None if title is None else str(title) for title in titles]
     dtype = np.dtype(fields, align=bool(spec["align"]))
     return np.dtype((np.record, dtype)) if spec["type"] == "record" else dtype
 
@@ -219,10 +226,18 @@ class Rebuild(object):
         return flat.reshape(shape)
 
     def scalar(self, text, data):
+        np = need_numpy()
         dtype = dtype_from_string(text)
-        if type(data) is not bytes or len(data) != dtype.itemsize or not data:
+        if type(data) is not bytes or len(data) != dtype.itemsize:
             raise DecodeError("a scalar of %s in %s" % (show(text), show(data)))
-        return need_numpy().frombuffer(data, dtype)[0]
+        if dtype.kind == "S":
+            return np.bytes_(data)  # an item of an array would lose NULs at its end
+        if dtype.kind == "U":
+            encoding = "utf-32-le" if dtype.str[0] == "<" else "utf-32-be"
+            return np.str_(data.decode(encoding, "surrogatepass"))
+        if not data:
+            raise DecodeError("a scalar of %s, which has no size" % show(text))
+        return np.frombuffer(data, dtype)[0]
 
     def dtype(self, text):
         return dtype_from_string(text)

@@ -131,7 +131,9 @@ class _Encoder(threading.local):
 
 def _reduce_scalar(scalar):
     # type: (Any) -> Tuple[Any, Tuple[Any, ...]]
-    return rebuild_scalar, (dtype_to_string(scalar.dtype), scalar.tobytes())
+    # an empty string has no size, and tobytes() gives it one letter all the same
+    data = scalar.tobytes()[: scalar.dtype.itemsize]
+    return rebuild_scalar, (dtype_to_string(scalar.dtype), data)
 
 
 def _reduce_dtype(dtype):
