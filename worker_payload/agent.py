@@ -4,6 +4,7 @@ What to do is decided in host.py; here is how. Nothing in the loop waits for any
 written at once is kept, and a worker whose master does not read is not read either.
 """
 
+import functools
 import gc
 import os
 import platform
@@ -19,11 +20,13 @@ from collections import deque
 from mmap import mmap
 from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
-from worker_payload import host as states
-from worker_payload import layout, limits, links, procs, template, wire
+from worker_payload import layout, limits, links, procs, records, template, wire
+from worker_payload.channel import Channel
 from worker_payload.gate import Gate
+from worker_payload.host import Host
+from worker_payload.keeping import Keeping
 from worker_payload.lost import Obituary
-from worker_payload.store import Damaged, Store, StoreFull
+from worker_payload.store import Store
 from worker_payload.worker import PLACE, RANGE, TICKET
 from worker_payload.workerio import WorkerIO
 
@@ -32,67 +35,13 @@ READ = 256 << 10
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
 WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
-_IOV = 64
-
-
-class Channel(object):
-    """A master's end: two descriptors, the attach that lent them, and what waits to be written."""
-
-    def __init__(self, number, read_fd, write_fd, attach):
-        # type: (int, int, int, socket.socket) -> None
-        self.number = number
-        self.read_fd = read_fd
-        self.write_fd = write_fd
-        self.attach = attach
-        self.decoder = wire.Decoder(wire.FROM_MASTER)
-        self.out = deque()  # type: Deque[Any]
-        self.unsent = 0
-        self.blocked = False  # the selector will say when it can be written
-        self.paused = set()  # type: Set[int]
-        self.closing = None  # type: Optional[int]
-        self.deadline = 0.0
-
-    def queue(self, buffers):
-        # type: (List[Any]) -> None
-        for data in buffers:
-            if len(data):
-                self.out.append(data)
-                self.unsent += len(data)
-
-    def write(self):
-        # type: () -> bool
-        """Write what the descriptor takes; True if nothing is left. Raises OSError."""
-        while self.out:
-            try:
-                sent = _write(self.write_fd, self.out)
-            except (BlockingIOError, InterruptedError):
-                return False
-            self.unsent -= sent
-            while sent:
-                first = self.out[0]
-                if sent < len(first):
-                    self.out[0] = memoryview(first)[sent:]
-                    break
-                sent -= len(first)
-                self.out.popleft()
-        return True
-
-
-def _write(fd, out):
-    # type: (int, Deque[Any]) -> int
-    if len(out) == 1:
-        return os.write(fd, out[0])
-    batch = [out[i] for i in range(min(len(out), _IOV))]
-    if hasattr(os, "writev"):
-        return os.writev(fd, batch)
-    return os.write(fd, b"".join(batch) if len(batch[0]) < 65536 else batch[0])
 
 
 class Kind(object):
     """The template of one kind of worker."""
 
     def __init__(self, name, key):
-        # type: (str, states.Key) -> None
+        # type: (str, records.Key) -> None
         self.name = name
         self.key = key
         self.sock = None  # type: Optional[socket.socket]
@@ -116,8 +65,7 @@ class Agent(object):
         self._selector = selectors.DefaultSelector()
         self._channels = {}  # type: Dict[int, Channel]
         self._workers = {}  # type: Dict[int, WorkerIO]
-        self._kinds = {}  # type: Dict[states.Key, Kind]
-        self._writers = {}  # type: Dict[str, Any]
+        self._kinds = {}  # type: Dict[records.Key, Kind]
         self._dirty = set()  # type: Set[Channel]
         self._greeting = []  # type: List[Channel]
         self._requests = {}  # type: Dict[int, Any]
@@ -133,7 +81,10 @@ class Agent(object):
         self._store = Store(run.path, layout.blob_dir(run))
         self._obituary = Obituary()
         self.cpus = limits.cpus()
-        self._host = states.Host(build, project, self.cpus, idle_timeout, time.monotonic())
+        self._host = Host(build, project, self.cpus, idle_timeout, time.monotonic())
+        self._keeping = Keeping(
+            self._store, self._host, run.path, self._from_thread, self._act, self._log
+        )
         self._started = time.monotonic()
         self._peeked = self._started
         self._wake, self._wake_end = os.pipe()
@@ -145,7 +96,7 @@ class Agent(object):
         if keeper is not None:
             os.set_blocking(keeper, False)
             self._watch(keeper, lambda: self.stop("its keeper is gone"))
-        self._default = (1, 0, ())  # type: states.Key
+        self._default = (1, 0, ())  # type: records.Key
         self._kind(self._default)
         self._gate = Gate(run, project, build, self._selector, self._watch, self._admit)
 
@@ -157,9 +108,8 @@ class Agent(object):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: self.stop("signal %d" % number))
         gc.collect()
-        if hasattr(gc, "freeze"):
-            gc.freeze()
-        gc.set_threshold(50000)  # what is made for a message goes with it, without cycles
+        if hasattr(gc, "set_threshold"):  # CPython's
+            gc.set_threshold(50000)  # what is made for a message goes with it, without cycles
         self._gate.open()
         self._log("listening as process %d" % os.getpid())
         host, selector = self._host, self._selector
@@ -172,7 +122,9 @@ class Agent(object):
                     host.now = time.monotonic()
                     self._handle(events)
                     # what else has come together by now goes into the same messages
-                    events = selector.select(0) if host.gathers() else ()
+                    if not host.gathers():
+                        break
+                    events = selector.select(0)
                     if not events:
                         break
                 now = host.now
@@ -427,7 +379,7 @@ class Agent(object):
         channel.paused.clear()
 
     def _do_send(self, action):
-        # type: (states.Send) -> None
+        # type: (records.Send) -> None
         channel = self._channels.get(action.master)
         if channel is not None and channel.closing is None:
             channel.queue(wire.encode(action.message))
@@ -436,7 +388,7 @@ class Agent(object):
                 self._pause(channel)
 
     def _do_close(self, action):
-        # type: (states.Close) -> None
+        # type: (records.Close) -> None
         channel = self._channels.get(action.master)
         if channel is not None:
             self._lose(channel, action.code, action.reason)
@@ -444,7 +396,7 @@ class Agent(object):
     # --- templates -------------------------------------------------------------------------------
 
     def _kind(self, key):
-        # type: (states.Key) -> Kind
+        # type: (records.Key) -> Kind
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = Kind("t%d" % (len(self._kinds) + 1), key)
@@ -543,11 +495,11 @@ class Agent(object):
             self._kind(kind.key)
 
     def _do_prepare(self, action):
-        # type: (states.Prepare) -> None
+        # type: (records.Prepare) -> None
         self._kind(action.key)
 
     def _do_require(self, action):
-        # type: (states.Require) -> None
+        # type: (records.Require) -> None
         self._next += 1
         self._requests[self._next] = (action.master, action.request)
         self._tell(self._kind(action.key).sender, (template.REQUIRE, self._next, action.names))
@@ -555,7 +507,7 @@ class Agent(object):
     # --- workers ---------------------------------------------------------------------------------
 
     def _do_spawn(self, action):
-        # type: (states.Spawn) -> None
+        # type: (records.Spawn) -> None
         kind = self._kind(action.key)
         try:
             place = self._places.pop()
@@ -584,7 +536,7 @@ class Agent(object):
         io.watched = True
         for stream in io.streams:
             if not stream.ended:
-                self._watch(stream.fd, lambda s=stream: self._on_output(io, s), True)
+                self._watch(stream.fd, functools.partial(self._on_output, io, stream), True)
         self._watch(io.sock, lambda: self._on_worker(io))
         if not io.sender.idle:
             self._watch_both(io)
@@ -641,7 +593,7 @@ class Agent(object):
             self._host.answered(io.number, ticket, ok, bool(wrote), seconds, payload)
 
     def _do_give(self, action):
-        # type: (states.Give) -> None
+        # type: (records.Give) -> None
         io = self._workers.get(action.worker)
         if io is None:
             return
@@ -671,13 +623,13 @@ class Agent(object):
         self._on_worker(io)
 
     def _do_withdraw(self, action):
-        # type: (states.Withdraw) -> None
+        # type: (records.Withdraw) -> None
         io = self._workers.get(action.worker)
         if io is not None:
             RANGE.pack_into(self._board, io.place * PLACE + 8, action.after, action.before)
 
     def _do_interrupt(self, action):
-        # type: (states.Interrupt) -> None
+        # type: (records.Interrupt) -> None
         io = self._workers.get(action.worker)
         if io is None:
             return
@@ -687,7 +639,7 @@ class Agent(object):
             io.sender.close()
 
     def _do_kill(self, action):
-        # type: (states.Kill) -> None
+        # type: (records.Kill) -> None
         io = self._workers.get(action.worker)
         if io is not None:
             self._kill(io)
@@ -705,7 +657,7 @@ class Agent(object):
             io.sender.close()
 
     def _do_retire(self, action):
-        # type: (states.Retire) -> None
+        # type: (records.Retire) -> None
         io = self._workers.get(action.worker)
         if io is not None:
             io.retired = True
@@ -748,101 +700,8 @@ class Agent(object):
         io.close()
         self._places.append(io.place)
 
-    # --- blobs -----------------------------------------------------------------------------------
-
-    def _do_look(self, action):
-        # type: (states.Look) -> None
-        digest = action.digest
-        if not self._store.has(digest):
-            self._host.blob_absent(digest)
-        elif self._store.is_checked(digest):
-            self._looked(digest, self._store.open(digest))
-        else:
-            # its first use reads all of it: others shall not wait for that
-            threading.Thread(target=self._look, args=(digest,), daemon=True).start()
-
-    def _look(self, digest):
-        # type: (str) -> None
-        fd = self._store.open(digest)
-        self._from_thread(lambda: self._looked(digest, fd))
-
-    def _looked(self, digest, fd):
-        # type: (str, Optional[int]) -> None
-        if fd is None:
-            self._host.blob_absent(digest)
-        else:
-            self._host.blob_here(digest, _handle(fd))
-
-    def _do_keep(self, action):
-        # type: (states.Keep) -> None
-        digest = action.digest
-        writer = self._writers.get(digest)
-        try:
-            if writer is None:
-                if action.offset:
-                    return  # the rest of one that was damaged, or of one nobody wants
-                writer = self._writers[digest] = self._begin(digest, action.total)
-            writer.write(action.offset, action.data)
-            if action.offset + len(action.data) < action.total:
-                return
-            fd = writer.commit()
-        except Damaged as error:
-            self._log("blob %s: %s" % (digest[:12], error))
-            self._abandon(digest)
-            self._host.blob_damaged(digest)
-        except (StoreFull, OSError) as error:
-            self._abandon(digest)
-            self._host.blob_full(digest, "no room: %s" % error)
-        else:
-            del self._writers[digest]
-            self._host.blob_here(digest, _handle(fd))
-
-    def _begin(self, digest, total):
-        # type: (str, int) -> Any
-        try:
-            return self._store.begin(digest, total)
-        except StoreFull:
-            self._host.make_room()
-            self._act()
-            for _ in range(10):  # workers let go of their files
-                time.sleep(0.02)
-                try:
-                    return self._store.begin(digest, total)
-                except StoreFull as error:
-                    last = error
-            raise last
-
-    def _abandon(self, digest):
-        # type: (str) -> None
-        writer = self._writers.pop(digest, None)
-        if writer is not None:
-            writer.abort()
-
-    def _do_abandon(self, action):
-        # type: (states.Abandon) -> None
-        self._abandon(action.digest)
-
-    def _do_spool(self, action):
-        # type: (states.Spool) -> None
-        try:
-            with tempfile.TemporaryFile(dir=self.run_dir.path) as handle:
-                handle.write(action.data)
-                handle.flush()
-                fd = os.dup(handle.fileno())
-        except OSError as error:
-            self._host.refuse(action.call, "no room for the params: %s" % error)
-        else:
-            self._host.spooled(action.call, states.Handle(None, fd))
-
-    def _do_unpin(self, action):
-        # type: (states.Unpin) -> None
-        if action.handle.fd is not None:
-            os.close(action.handle.fd)
-        if action.drop:
-            self._store.drop(action.digest)
-
     def _do_stop(self, action):
-        # type: (states.Stop) -> None
+        # type: (records.Stop) -> None
         self.stop(action.reason)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -873,39 +732,27 @@ class Agent(object):
             keep = (os.getpid(), os.getppid())
             procs.kill(pid for pid in procs.marked(lambda m: m.get(procs.OWNER) == mine)
                        if pid not in keep)  # fmt: skip
-        for digest in list(self._writers):
-            self._abandon(digest)
+        self._keeping.abandon_all()
         os.close(self._lock)
         self._store.close()
         self._log("ended")
 
 
-def _handle(fd):
-    # type: (int) -> states.Handle
-    size = os.fstat(fd).st_size
-    if size > states.INLINE:
-        return states.Handle(None, fd)
-    try:
-        return states.Handle(os.pread(fd, size, 0), None)
-    finally:
-        os.close(fd)
-
-
 _ACTIONS = {
-    states.Send: Agent._do_send,
-    states.Close: Agent._do_close,
-    states.Prepare: Agent._do_prepare,
-    states.Require: Agent._do_require,
-    states.Spawn: Agent._do_spawn,
-    states.Give: Agent._do_give,
-    states.Withdraw: Agent._do_withdraw,
-    states.Interrupt: Agent._do_interrupt,
-    states.Kill: Agent._do_kill,
-    states.Retire: Agent._do_retire,
-    states.Look: Agent._do_look,
-    states.Keep: Agent._do_keep,
-    states.Abandon: Agent._do_abandon,
-    states.Spool: Agent._do_spool,
-    states.Unpin: Agent._do_unpin,
-    states.Stop: Agent._do_stop,
+    records.Send: Agent._do_send,
+    records.Close: Agent._do_close,
+    records.Prepare: Agent._do_prepare,
+    records.Require: Agent._do_require,
+    records.Spawn: Agent._do_spawn,
+    records.Give: Agent._do_give,
+    records.Withdraw: Agent._do_withdraw,
+    records.Interrupt: Agent._do_interrupt,
+    records.Kill: Agent._do_kill,
+    records.Retire: Agent._do_retire,
+    records.Look: lambda agent, action: agent._keeping.look(action),
+    records.Keep: lambda agent, action: agent._keeping.keep(action),
+    records.Abandon: lambda agent, action: agent._keeping.abandon(action),
+    records.Spool: lambda agent, action: agent._keeping.spool(action),
+    records.Unpin: lambda agent, action: agent._keeping.unpin(action),
+    records.Stop: Agent._do_stop,
 }  # type: Dict[Any, Any]

@@ -50,6 +50,11 @@ def main(argv=None):
         return _fail(marker, "%s failed: %s" % (verb, error), None)
 
 
+def exit():
+    # type: () -> None
+    sys.exit(main())
+
+
 def _project(name):
     # type: (str) -> str
     if not layout.is_project(name):

@@ -28,7 +28,7 @@ class _Guest(object):
 
 
 class Gate(object):
-    """admit(socket of the attach, read fd, write fd, first bytes to write) is called for each master."""
+    """admit(socket of the attach, read fd, write fd, first bytes to write) is called per master."""
 
     def __init__(self, run, project, build, selector, watch, admit):
         # type: (layout.RunDir, str, str, Any, Callable, Callable) -> None

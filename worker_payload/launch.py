@@ -1,4 +1,4 @@
-"""Start an agent that outlives the connection: under screen where that works, else in a new session."""
+"""Start an agent that outlives the connection: under screen where that works, else by setsid."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def command():
     """How to run this payload again."""
     top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if os.path.isdir(top) and not os.path.exists(os.path.join(top, "__main__.py")):  # a checkout
-        program = "import sys; sys.path.insert(0, %r); from worker_payload.cli import main; sys.exit(main())"
+        program = "import sys; sys.path.insert(0, %r); from worker_payload import cli; cli.exit()"
         return [sys.executable, "-c", program % top]
     return [sys.executable, top]
 

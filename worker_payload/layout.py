@@ -67,7 +67,7 @@ def candidates(environ=os.environ):
 
 def open_private(path):
     # type: (str) -> int
-    """A descriptor of the directory, made if it is not there. Raises OSError unless it is ours alone."""
+    """A descriptor of the directory, made if need be. Raises OSError unless it is ours alone."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.mkdir(path, 0o700)

@@ -76,8 +76,8 @@ class Reader(object):
 
 
 class Sender(object):
-    """Sends at once what the socket takes, keeps the rest, never blocks. Descriptors stay the caller's:
-    of what must wait, a duplicate is kept."""
+    """Sends at once what the socket takes, keeps the rest, never blocks. Descriptors stay the
+    caller's: of what must wait, a duplicate is kept."""
 
     def __init__(self, sock):
         # type: (socket.socket) -> None

@@ -1,8 +1,8 @@
 """The process that workers are forked from: warm, small, and without any master's descriptors.
 
-The agent forks one root template before the first master arrives. The root forks a template for each
-kind of worker (threads, nice, environment), which imports numpy once; that one forks workers in
-milliseconds. Each has a control socket to the agent; when that closes, all of them end.
+The agent forks one root template before the first master arrives. The root forks a template for
+each kind of worker (threads, nice, environment), which imports numpy once; that one forks workers
+in milliseconds. Each has a control socket to the agent; when that closes, all of them end.
 """
 
 import gc
@@ -68,7 +68,7 @@ def _become(control, board, settings):
 
 def _keep_only(fd):
     # type: (int) -> socket.socket
-    """Close all descriptors but the standard streams and this one, which becomes a socket object."""
+    """Close all descriptors but the standard streams and this one, made a socket object."""
     kept = os.dup(fd)
     os.closerange(3, kept)
     os.closerange(kept + 1, _highest() + 1)
@@ -137,14 +137,14 @@ class _Template(object):
             gc.freeze()  # collections in workers then leave these shared pages alone
         try:
             while True:
-                ready, _, _ = select.select([self._sock, self._wake], [], [])
+                ready = select.select([self._sock.fileno(), self._wake], [], [])[0]
                 if self._wake in ready:
                     try:
                         os.read(self._wake, 4096)
                     except BlockingIOError:
                         pass
                     self._reap()
-                if self._sock in ready:
+                if self._sock.fileno() in ready:
                     data, fds = links.receive(self._sock)
                     if not data:
                         return

@@ -332,7 +332,7 @@ def test_fire_ends_everything_and_counts(place: Place) -> None:
         "import os, subprocess, signal, time\n"
         "def mapfunc(params, x):\n"
         "    subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
-        "    subprocess.Popen(['env', '-i', 'sh', '-c', 'trap \"\" TERM HUP; sleep 300; sleep 300'],"
+        "    subprocess.Popen(['env', '-i', 'sh', '-c', 'trap \"\" TERM; sleep 300; sleep 300'],"
         " start_new_session=True)\n"
         "    return os.getpid()\n"
     )
@@ -627,7 +627,7 @@ def test_blobs_outlive_the_agent_and_damage_is_noticed(place: Place) -> None:
     assert client.run(source, [item]) == [item.sum()]
     digest = client.blob(item)
     place.verb("fire", "default")
-    stored = [path for path in place.run.rglob(digest)]
+    stored = list(place.run.rglob(digest))
     assert stored, "moved to disk at the end"
     again = place.attach(workers=1)
     assert again.run(source, [item]) == [item.sum()]
@@ -827,8 +827,11 @@ def test_on_every_python(place: Place, python: str) -> None:
     client.send(wire.Cancel(call, []))
     assert client.run(PID, [None, None])[0] > 0
     second = place.attach(workers=1, python=python)
-    call = second.begin("import subprocess\ndef mapfunc(p, x):\n"
-                        "    subprocess.Popen(['sleep', '300'], start_new_session=True)\n")  # fmt: skip
+    call = second.begin(
+        "import subprocess\n"
+        "def mapfunc(params, x):\n"
+        "    subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+    )
     second.task(call, [1])
     assert second.collect(call, 1) == {0: None}
     assert '"ended": 1, "left": 0' in place.verb("fire", "default", python=python)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from worker_payload import host as states
-from worker_payload import wire
-from worker_payload.host import Give, Handle, Host, Send
+from worker_payload import blobs, host, pool, wire
+from worker_payload import records as states
+from worker_payload.host import Host
+from worker_payload.records import Give, Handle, Send
 from worker_payload.wire import ProtocolError
 from worker_payload.worker import BEGIN, CODE, DROP, END, TASK
 
@@ -68,7 +69,7 @@ class Agent:
 
 
 def handle(size: int) -> Handle:
-    return Handle(bytes(size), None) if size <= states.INLINE else Handle(None, 7)
+    return Handle(bytes(size), None) if size <= pool.INLINE else Handle(None, 7)
 
 
 def given(actions: list[Any]) -> dict[int, list[int]]:
@@ -203,7 +204,7 @@ def test_damaged_blobs_are_asked_for_again_but_not_for_ever() -> None:
     del agent.store[SLICE]
     agent.master()
     agent.call([[0, SLICE, None]])
-    for _ in range(states.ATTEMPTS - 1):
+    for _ in range(blobs.ATTEMPTS - 1):
         agent.host.blob_damaged(SLICE)
         assert sent(agent.settle(), wire.Missing)
     agent.host.blob_damaged(SLICE)
@@ -232,9 +233,7 @@ def test_params_are_dropped_at_the_end_and_slices_are_not() -> None:
     agent.answer(worker, ticket)
     unpinned = of(agent.say(1, wire.End(1)), states.Unpin)
     assert [(u.digest, u.drop) for u in unpinned] == [(PARAMS, True)]
-    assert len(of(agent.at(states.UNPIN_AFTER + 1), states.Unpin)) == 2, (
-        "the rest, when all is quiet"
-    )
+    assert len(of(agent.at(host.UNPIN_AFTER + 1), states.Unpin)) == 2, "the rest, when all is quiet"
 
 
 def test_files_are_passed_to_a_worker_once() -> None:
@@ -272,7 +271,7 @@ def test_slow_tasks_are_handed_out_one_by_one_and_tiny_ones_in_batches() -> None
     agent.master(workers=2)
     first = given(agent.call([[i, None, None] for i in range(100)]))
     assert sorted(map(len, first.values())) == [1, 1]
-    (worker, (ticket,)), (other, (slow,)) = first.items()
+    (worker, (ticket,)), _ = first.items()
     assert len(given(agent.answer(worker, ticket, seconds=0.00001))[worker]) > 5
     talking = Agent(workers=1)
     talking.master(workers=1)
@@ -330,7 +329,7 @@ def test_another_bundle_gets_another_process_and_few_are_kept() -> None:
     agent = Agent(workers=1)
     agent.master(workers=1)
     workers = []
-    for i in range(states.PER_SLOT + 2):
+    for i in range(pool.PER_SLOT + 2):
         code = f"{i:064x}"
         agent.store[code] = 10
         ((worker, (ticket,)),) = given(agent.call([[0, None, None]], call=i + 1, code=code)).items()
@@ -375,7 +374,7 @@ def test_a_worker_that_never_begins_is_tried_again_but_not_for_ever() -> None:
     agent = Agent(workers=1)
     agent.master(workers=1)
     actions = agent.call([[0, None, None]])
-    for _ in range(states.ATTEMPTS):
+    for _ in range(blobs.ATTEMPTS):
         assert sent(actions, wire.Lost) == []
         (worker,) = given(actions)
         agent.host.gone(worker, 1, None, 0, "", "cannot fork")
@@ -392,9 +391,9 @@ def test_cancel_interrupts_then_kills_and_a_fresh_worker_goes_on() -> None:
     assert states.Interrupt(worker) in actions
     (new,) = given(actions)
     assert new != worker
-    assert of(agent.at(states.GRACE - 0.1), states.Kill) == []
-    assert of(agent.at(states.GRACE + 0.1), states.Kill) == [states.Kill(worker)]
-    assert of(agent.at(states.GRACE + 0.2), states.Kill) == [], "once"
+    assert of(agent.at(host.GRACE - 0.1), states.Kill) == []
+    assert of(agent.at(host.GRACE + 0.1), states.Kill) == [states.Kill(worker)]
+    assert of(agent.at(host.GRACE + 0.2), states.Kill) == [], "once"
     agent.host.gone(worker, None, 9, ticket, "", "")
     assert sent(agent.settle(), wire.Lost) == []
 
@@ -470,7 +469,7 @@ def test_a_silent_master_is_gone_and_a_beat_keeps_it() -> None:
     assert beats == 29
     agent.host.heard(1)
     assert of(agent.at(100.0), states.Close) == []
-    (close,) = of(agent.at(58 + states.MASTER_GONE_AFTER + 1), states.Close)
+    (close,) = of(agent.at(58 + host.MASTER_GONE_AFTER + 1), states.Close)
     assert close.code == 75
 
 

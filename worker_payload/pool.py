@@ -1,0 +1,296 @@
+"""Workers and what they have in hand: which process does which tasks, and how many at a time.
+
+Terms: a *slot* is one of the N places in which work runs at a time; masters know workers by slot.
+A slot holds processes for several bundles of code, of which one at a time has tasks in its *hand*.
+"""
+
+import math
+from collections import OrderedDict, deque
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
+
+from worker_payload.records import (
+    HANDED,
+    QUEUED,
+    Blob,
+    Call,
+    Give,
+    Handle,
+    Key,
+    Kill,
+    Master,
+    Retire,
+    Send,
+    Slot,
+    Spawn,
+    Task,
+    Withdraw,
+    Worker,
+)
+from worker_payload.worker import BEGIN, CODE, DROP, END, RELEASE, TASK
+
+INLINE = 16384  # blobs up to this many bytes are handed to workers in the command, not as a file
+PER_SLOT = 3  # processes kept for different bundles
+HELD = 128  # files that a worker keeps open
+HAND_COST = 30e-6  # seconds that it takes to hand something to a worker, whatever it is
+STUCK_AFTER = 0.01  # a task that takes so much longer than thought no longer keeps others waiting
+HAND = 32  # tasks at most in a hand: each may bring a file
+HAND_SECONDS = 0.002  # of measured work that a worker may have in hand, beyond the current task
+
+
+class Pool(object):
+    """The agent's state as far as work is handed out; `now` is set by whoever knows the time."""
+
+    def __init__(self, build, project, workers, idle_timeout, now):
+        # type: (str, str, int, float, float) -> None
+        self._build = build
+        self._project = project
+        self._default = workers
+        self._idle_timeout = idle_timeout
+        self._actions = []  # type: List[Any]
+        self._masters = OrderedDict()  # type: OrderedDict[int, Master]
+        self._calls = {}  # type: Dict[int, Call]
+        self._slots = []  # type: List[Slot]
+        self._workers = {}  # type: Dict[int, Worker]
+        self._dying = {}  # type: Dict[int, Worker]
+        self._blobs = {}  # type: Dict[str, Blob]
+        self._idle_blobs = OrderedDict()  # type: OrderedDict[str, Blob]
+        self._tickets = {}  # type: Dict[int, Task]
+        self._serial = 0
+        self._turn = 0
+        self._queued = 0
+        self._tiny = False  # several tasks were handed to a worker not long ago
+        self._changed = False  # so that there may be something to hand out
+        self._estimates = OrderedDict()  # type: OrderedDict[Tuple[str, str], float]
+        self._missing = OrderedDict()  # type: OrderedDict[Call, List[str]]
+        self._results = OrderedDict()  # type: OrderedDict[Call, Tuple[List[Any], List[Any]]]
+        self._credits = set()  # type: Set[Master]
+        self._had_master = False
+        self._left = now  # when the last master left
+        self._quiet = now  # when the last call ended
+        self._superseded = False
+        self._stopping = False
+        self.now = now
+
+    def _new(self):
+        # type: () -> int
+        self._serial += 1
+        return self._serial
+
+    def _send(self, master, message):
+        # type: (Master, Any) -> None
+        if master.number in self._masters:
+            self._actions.append(Send(master.number, message))
+
+    def _enqueue(self, task, first=False):
+        # type: (Task, bool) -> None
+        call = task.call
+        queue = call.ready if task.slot is None else call.bound.setdefault(task.slot, deque())
+        if first:
+            queue.appendleft(task)
+        else:
+            queue.append(task)
+        task.state = QUEUED
+        call.queued += 1
+        self._queued += 1
+        self._changed = True
+
+    def _unqueue(self, task):
+        # type: (Task) -> None
+        """It stays in its queue, to be passed over."""
+        task.call.queued -= 1
+        self._queued -= 1
+
+    def _take_back(self, task):
+        # type: (Task) -> None
+        worker = task.worker
+        assert worker is not None
+        if next(iter(worker.hand)) == task.ticket:
+            worker.since = self.now  # the next one begins
+        self._tickets.pop(task.ticket, None)
+        self._changed = True
+        worker.hand.pop(task.ticket, None)
+        task.worker = None
+        if not worker.hand:
+            slot = self._slots[worker.slot]
+            if slot.busy is worker:
+                slot.busy = None
+            if worker.dying is not None and not worker.killed:
+                worker.killed = True
+                self._actions.append(Kill(worker.number))
+
+    def _again(self, task):
+        # type: (Task) -> None
+        self._take_back(task)
+        self._enqueue(task, first=True)
+
+    def _condemn(self, worker):
+        # type: (Worker) -> None
+        """It gets no more tasks; another takes its place at once."""
+        worker.dying = self.now
+        self._changed = True
+        self._dying[worker.number] = worker
+        slot = self._slots[worker.slot]
+        if worker in slot.workers:
+            slot.workers.remove(worker)
+        if slot.busy is worker:
+            slot.busy = None
+
+    def _spawn(self, slot, key):
+        # type: (Slot, Key) -> Worker
+        if len(slot.workers) >= PER_SLOT:
+            for worker in sorted(slot.workers, key=lambda item: item.since):
+                if not worker.hand:
+                    self._retire(worker)
+                    break
+        worker = Worker(self._new(), slot.index, key, self.now)
+        slot.workers.append(worker)
+        self._workers[worker.number] = worker
+        self._actions.append(Spawn(worker.number, key))
+        return worker
+
+    def _retire(self, worker):
+        # type: (Worker) -> None
+        self._condemn(worker)
+        self._actions.append(Retire(worker.number))
+
+    def _fit(self, slot, call, warm=False):
+        # type: (Slot, Call, bool) -> Optional[Worker]
+        """The process of a slot that can do a call: one that has its code, else a blank one."""
+        blank = None
+        for worker in slot.workers:
+            if worker.key == call.master.key:
+                if worker.code == call.code:
+                    return worker
+                if worker.code is None:
+                    blank = worker
+        return None if warm else blank
+
+    def _withdraw(self, worker):
+        # type: (Worker) -> None
+        """Take back what it has not begun. If it just did after all, that task is done twice."""
+        first, *rest = worker.hand.values()
+        for task in reversed(rest):
+            if task.state == HANDED:
+                task.call.estimate = max(task.call.estimate or 0.0, STUCK_AFTER)
+                self._again(task)
+        self._actions.append(Withdraw(worker.number, first.ticket, self._new()))
+
+    def _release(self, worker):
+        # type: (Worker) -> None
+        commands = [(END, serial) for serial in worker.ended]  # type: List[Any]
+        commands += [(DROP, digest) for digest in worker.held]
+        worker.ended, worker.released = [], True
+        worker.held.clear()
+        self._actions.append(Give(worker.number, commands + [(RELEASE,)], []))
+
+    def _hand_out(self):
+        # type: () -> None
+        running = dict((number, 0) for number in self._masters)
+        for slot in self._slots:
+            if slot.busy is not None:
+                number = next(iter(slot.busy.hand.values())).call.master.number
+                running[number] = running.get(number, 0) + 1
+        # processes that have the code already come first
+        for warm in (True, False):
+            for slot in self._slots:
+                if not self._queued:
+                    return
+                self._feed(slot, warm, running)
+
+    def _feed(self, slot, warm, running):
+        # type: (Slot, bool, Dict[int, int]) -> None
+        """Give a slot its next tasks: of the master that has the fewest slots, then of the one
+        whose turn is longest ago."""
+        busy = slot.busy
+        if busy is not None and not warm:
+            return
+        masters = [m for m in self._masters.values() if slot.index < m.workers]
+        if len(masters) > 1:
+            masters.sort(key=lambda m: (running[m.number], m.turn))
+        for master in masters:
+            for call in master.calls.values():
+                if call.missing or not call.queued:
+                    continue
+                queue = call.bound.get(slot.index) or call.ready
+                while queue and queue[0].state != QUEUED:
+                    queue.popleft()
+                if not queue:
+                    continue
+                worker = self._fit(slot, call, warm)
+                if busy is not None and worker is not busy:
+                    return  # it is another's turn here, when the hand is empty
+                if worker is None:
+                    if warm:
+                        return  # it is this call's turn, if only in a cold process
+                    worker = self._spawn(slot, master.key)
+                room = self._room(call, worker, queue)
+                if room:
+                    self._give(slot, worker, call, queue, room)
+                    if busy is None:
+                        running[master.number] += 1
+                    self._turn += 1
+                    master.turn = self._turn
+                return
+
+    def _room(self, call, worker, queue):
+        # type: (Call, Worker, Deque[Task]) -> int
+        """How many tasks to hand to a worker now: several only if they are tiny and plentiful."""
+        have, estimate = len(worker.hand), call.estimate
+        if estimate is None or estimate > HAND_SECONDS or call.talks:
+            return 0 if have else 1
+        window = 1 + min(int(HAND_SECONDS / max(estimate, 1e-5)), HAND)
+        if have > window // 2:
+            return 0
+        share = len(queue) // min(call.master.workers, len(self._slots))
+        # where handing over takes longer than working, fewer workers with more each are faster
+        batch = int(math.sqrt(len(queue) * HAND_COST / (estimate + HAND_COST)))
+        return max(min(window - have, max(share, batch), HAND), 0 if have else 1)
+
+    def _give(self, slot, worker, call, queue, count):
+        # type: (Slot, Worker, Call, Deque[Task], int) -> None
+        commands = [(END, serial) for serial in worker.ended]  # type: List[Any]
+        worker.ended = []
+        fds = []  # type: List[int]
+
+        def passing(handle):
+            # type: (Optional[Handle]) -> Optional[bytes]
+            assert handle is not None
+            if handle.inline is None:
+                fds.append(handle.fd)  # type: ignore[arg-type]
+            return handle.inline
+
+        if worker.code is None:
+            worker.code = call.code
+            commands.append((CODE, passing(self._blobs[call.code].handle)))
+        if call.serial not in worker.calls:
+            worker.calls.add(call.serial)
+            handle = self._blobs[call.params].handle if call.params else call.params_handle
+            commands.append((BEGIN, call.serial, call.module, passing(handle), call.writable))
+        if not worker.hand:
+            worker.since = self.now
+        while queue and count:
+            task = queue.popleft()
+            if task.state != QUEUED:
+                continue
+            count -= 1
+            self._unqueue(task)
+            task.state, task.worker, task.ticket, task.told = HANDED, worker, self._new(), False
+            self._tickets[task.ticket] = worker.hand[task.ticket] = task
+            inline = None  # type: Any
+            if task.digest is not None:
+                if task.digest in worker.held:
+                    worker.held.move_to_end(task.digest)
+                else:
+                    inline = passing(self._blobs[task.digest].handle)
+                    if inline is None:
+                        inline = True
+                        worker.held[task.digest] = None
+                        while len(worker.held) > HELD:
+                            commands.append((DROP, worker.held.popitem(last=False)[0]))
+            commands.append((TASK, task.ticket, call.serial, task.digest, inline))
+        if len(worker.hand) > 1:
+            self._tiny = True
+        worker.last = call
+        worker.released = False
+        slot.busy = worker
+        self._actions.append(Give(worker.number, commands, fds))
