@@ -1,3 +1,8 @@
 """The Invoke tasks of this checkout: `inv --list` shows them."""
 
-from jamtasks.cli import namespace  # noqa: F401
+import sys
+
+# Invoke switches byte code off; then each command would compile all of jam, which takes 0.1 s
+sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+
+from jamtasks.cli import namespace  # noqa: E402, F401
