@@ -34,7 +34,10 @@ sys.path.insert(0, {str(ROOT)!r})
 from examples.sparse_autoencoder import mapfunc
 source, sink = sys.stdin.buffer, sys.stdout.buffer
 def take():
-    size, = struct.unpack("<Q", source.read(8))
+    head = source.read(8)
+    if not head:
+        sys.exit()
+    size, = struct.unpack("<Q", head)
     return pickle.loads(source.read(size))
 patches = take()
 while True:

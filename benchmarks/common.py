@@ -63,13 +63,6 @@ class Host:
     def environment(self, transport: str) -> dict[str, str]:
         return {"JAM_SSH_CONFIG": self.config, "JAM_TRANSPORT": transport}
 
-    def forget_blobs(self) -> None:
-        """End the agents and delete what they kept."""
-        self._end_agents()
-        for folder in (self._env["JAM_RUN_DIR"], self._env["JAM_CACHE_DIR"]):
-            for path in Path(folder).rglob("blobs"):
-                shutil.rmtree(path, ignore_errors=True)
-
     def forget_everything(self) -> None:
         """As if jam had never been here."""
         self._end_agents()
@@ -88,6 +81,7 @@ class Host:
 
     def stop(self) -> None:
         self._end_agents()
+        sshd.forget_ram(Path(self._env["JAM_RUN_DIR"]))
         self._sshd.stop()
 
 

@@ -92,7 +92,7 @@ def main() -> None:
             rows.setdefault("ssh host cat (limit)", []).append(ssh_cat(host, view))
             rows.setdefault("bare Paramiko, AES-GCM (limit)", []).append(bare_paramiko(host, view))
             for transport in ("openssh", "fabric"):
-                host.forget_blobs()
+                matrix = random.random((MEGABYTES * 128, 1024))
                 first, second = jam(host, transport, matrix)
                 rows.setdefault(f"jam, {transport}", []).append(first)
                 again.setdefault(f"jam, {transport}", []).append(second)

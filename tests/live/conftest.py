@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import Host, keygen, kill, marked, wait_until
+from sshd import Host, forget_ram, keygen, kill, marked, wait_until
 
 from jamtasks.settings import HostSpec, Settings
 
@@ -174,6 +174,8 @@ def lab(
         left += [f"file {path}" for path in _strangers(folder)]
     finally:
         lab.clear()
+        for run in folder.glob("*/run"):
+            forget_ram(run)
         shutil.rmtree(folder, ignore_errors=True)
     assert not left, "left behind:\n  " + "\n  ".join(left)
 

@@ -7,6 +7,7 @@ in the environment of its sessions (`SetEnv`); so one machine can be several hos
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -196,3 +197,9 @@ def marked(mark: str) -> dict[int, str]:
         if mark.encode() in environment and state != "Z":
             found[int(entry)] = command_line(int(entry))
     return found
+
+
+def forget_ram(run_dir: Path) -> None:
+    """Delete what agents that were killed left in memory for this run directory."""
+    mark = hashlib.sha256(os.path.realpath(run_dir).encode()).hexdigest()[:8]
+    shutil.rmtree(f"/dev/shm/jam-{os.getuid()}-{mark}", ignore_errors=True)
