@@ -407,6 +407,20 @@ def test_an_interrupted_call_that_ends_is_the_end_of_its_worker() -> None:
     assert actions == [states.Kill(worker)]
 
 
+def test_an_interrupt_that_hits_the_next_task_does_not_fail_it() -> None:
+    agent = Agent(workers=1)
+    agent.master(workers=1)
+    ((worker, (ticket,)),) = given(agent.call([[i, None, None] for i in range(50)])).items()
+    first, second = given(agent.answer(worker, ticket, seconds=1e-5))[worker][:2]
+    agent.say(1, wire.Cancel(1, [agent.host._tickets[first].id]))
+    innocent = agent.host._tickets[second].id
+    agent.answer(worker, first)
+    actions = agent.answer(worker, second, ok=False, payload=("KeyboardInterrupt", "", ""))
+    assert sent(actions, wire.Failure) == []
+    (call,) = agent.host._calls.values()
+    assert call.tasks[innocent].ticket != second or call.tasks[innocent].state == states.QUEUED
+
+
 def test_revoke_gives_back_waiting_and_queued_but_not_handed() -> None:
     agent = Agent(workers=1)
     del agent.store[SLICE]
