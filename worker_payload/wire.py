@@ -2,11 +2,12 @@
 
 A frame is a fixed head, a table of segment lengths, a JSON header and raw segments::
 
-    magic+version (4)  kind (u8)  header length (u32)  segments (u32)  [length (u64)]*  header  segment*
+    magic+version (4)  kind (u8)  header length (u32)  segments (u32)
+    [length (u64)]*  header  segment*
 
 The header is a JSON list: the message's fields in order. JSON can be read in a dump and cannot
-execute. Builds never speak to each other (the build is part of every socket's name), so a message
-may change with any release.
+execute. Builds never speak to each other (the build is part of every socket's name), so a
+message may change with any release.
 
 >>> decoder = Decoder()
 >>> decoder.feed(b"".join(encode(Revoke(3, [7, 8]))))
@@ -75,7 +76,7 @@ class Begin(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Work for a call: [id, slice digest or None, index of the worker that must do it or None] each."""
+    """Work for a call: [id, slice digest or None, index of the worker it is for or None] each."""
 
     call: int
     tasks: List[List[Any]]
@@ -161,7 +162,7 @@ class Started(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Answers: [id, worker, number of segments, seconds] each; the segments follow in that order."""
+    """Answers: [id, worker, number of segments, seconds] each; the segments follow in order."""
 
     call: int
     tasks: List[List[Any]]
@@ -265,12 +266,15 @@ def _str(value):
     return type(value) is str
 
 
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
 def _digest(value):
-    return type(value) is str and len(value) == 64
+    return type(value) is str and _DIGEST.match(value) is not None
 
 
 def _digest_or_empty(value):
-    return type(value) is str and len(value) in (0, 64)
+    return value == "" or _digest(value)
 
 
 def _dict(value):
@@ -508,7 +512,8 @@ class Decoder:
             raise ProtocolError(
                 "unexpected message: %s" % (cls.__name__ if cls else "kind %d" % kind)
             )
-        if header_length > MAX_HEADER or count > MAX_SEGMENTS:
+        limit = MAX_SEGMENTS if cls in WITH_SEGMENTS else 0
+        if header_length > MAX_HEADER or count > limit:
             raise ProtocolError(
                 "%s: header of %d bytes, %d segments" % (cls.__name__, header_length, count)
             )
