@@ -74,7 +74,7 @@ def dataset(word: str | None, target: ModuleType) -> Any:
         if os.path.isfile(path) or any(map(os.path.isfile, matching)):
             from . import datasets
 
-            return datasets.DataSet(path)
+            return datasets.as_dataset(path)
     hint = "relative to here, or to the module's file"
     if glob.has_magic(word):
         raise DataSetError(f"no file matches {word!r}", hint)
