@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BEAT_EVERY = 2.0
 TICK = 0.5
+FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
 Attach = Callable[["HostSpec"], "Attached"]
@@ -196,18 +197,13 @@ class Engine:
         pinned: one task per worker, in the order of hosts and workers, each for that worker."""
         with self.lock:
             self.calls[call.id] = call
-            task = 0
+            homes = []
             for link in links:
-                if link.session is None:
-                    continue
-                if not pinned:
-                    call.scheduler.add_host(link.label, link.workers)
-                    continue
-                call.scheduler.add_host(link.label, link.workers, settle=False)
-                for worker in range(link.workers):
-                    if task < call.scheduler.tasks:
-                        call.scheduler.pin(task, link.label, worker)
-                        task += 1
+                if link.session is not None:
+                    call.scheduler.add_host(link.label, link.workers, settle=not pinned)
+                    homes += [(link.label, worker) for worker in range(link.workers)]
+            if pinned:
+                call.scheduler.pin(homes[: call.scheduler.tasks])
         self.dispatch()
 
     def finish(self, call: Call) -> None:
@@ -281,6 +277,7 @@ class Engine:
 
     def _of_call(self, call: Call, link: Link, message: Any, now: float) -> None:
         sched, host = call.scheduler, link.label
+        tell = True
         if isinstance(message, wire.Result):
             position = 0
             for task, _worker, count, seconds in message.tasks:
@@ -290,6 +287,8 @@ class Engine:
                     call.finished_by[host] = call.finished_by.get(host, 0) + 1
                     call.lag += sum(map(len, segments))
                     call.results.append((task, host, list(segments)))
+            # small answers wait for each other: waking the folding thread for each costs more
+            tell = call.lag > FOLD_BYTES or sched.left == 0
         elif isinstance(message, wire.Failure):
             if sched.finished(host, message.id, 0.0):
                 self._fail(
@@ -320,7 +319,8 @@ class Engine:
             call.notes.append(f"{host} takes no part: {message.reason}")
             if not any(label in sched for label in self.links):
                 call.error = call.error or JamError(f"{host}: {message.reason}")
-        self.changed.notify_all()
+        if tell:
+            self.changed.notify_all()
 
     def _fail(self, call: Call, failure: TaskFailed) -> None:
         call.failures.append(failure)
@@ -412,6 +412,8 @@ class Engine:
                         link.give_up(f"silent for {silent:.0f} s")
                     elif beats:
                         session.send(wire.Beat())
+                if any(call.results for call in self.calls.values()):
+                    self.changed.notify_all()
             if beats:
                 beat = now
             self.dispatch()

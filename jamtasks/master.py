@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .settings import HostSpec, Settings
 
 INLINE_PARAMS = 32 << 10  # bytes: larger params travel as a blob, one copy per host
+_TASK = operator.itemgetter(0)
 POLL = 1.0  # seconds between looks at what has no event of its own
 
 Progress = Callable[[int, int, int], None]
@@ -283,7 +285,7 @@ class Master:
                 if call.error is not None:
                     raise call.error
                 if call.results or len(call.failures) > seen:
-                    batch = list(call.results)
+                    batch = sorted(call.results, key=_TASK)  # in order, none has to be kept
                     call.results.clear()
                     call.lag = 0
                     call.failures_seen = len(call.failures)

@@ -117,11 +117,16 @@ class Scheduler:
         if settle:
             self._settle()
 
-    def pin(self, task: int, host: HostId, worker: int) -> None:
-        """This task belongs to that worker: it is never stolen, copied or batched."""
-        self._pinned[task] = (host, worker)
-        self._homeless.remove(task)
-        self._hosts[host].queue.append(task)
+    def pin(self, homes: Sequence[tuple[HostId, int]]) -> None:
+        """Task i belongs to worker homes[i][1] of host homes[i][0]: never stolen, copied, batched.
+
+        Tasks beyond the homes may run anywhere."""
+        self._homeless = deque(range(len(homes), self.tasks))
+        self._pinned = dict(enumerate(homes))
+        for task, (host, _) in enumerate(homes):
+            self._hosts[host].queue.append(task)
+        if self._homeless:
+            self._settle()
 
     def remove_host(self, host: HostId) -> None:
         """A host is gone: what it held or had queued goes to others."""
@@ -151,15 +156,16 @@ class Scheduler:
 
     def finished(self, host: HostId, task: int, seconds: float) -> bool:
         """An answer (or an exception) came; False if it is late, and must not be used."""
-        self._forget(task, host)
         if not 0 <= task < self.tasks or self._done[task]:
+            self._forget(task, host)
             return False
         self._done[task] = 1
         self._left -= 1
         self._sample(seconds)
-        for other in self._holders.pop(task, ()):
-            self._drop(self._hosts[other], task)
-            self._cancels.append(Cancel(other, (task,)))
+        for holder in self._holders.pop(task, ()):
+            self._drop(self._hosts[holder], task)
+            if holder != host:
+                self._cancels.append(Cancel(holder, (task,)))
         return True
 
     def killed(self, host: HostId, task: int) -> bool:
@@ -202,9 +208,9 @@ class Scheduler:
                 for task in chosen:
                     host.held[task] = now
                     self._holders.setdefault(task, []).append(name)
-                workers = tuple(
-                    self._pinned[task][1] if task in self._pinned else None for task in chosen
-                )
+                workers: tuple[int | None, ...] = (None,) * len(chosen)
+                if self._pinned:
+                    workers = tuple(self._pinned.get(task, (None, None))[1] for task in chosen)
                 out.append(Assign(name, tuple(chosen), workers))
         if only is None and self._left:
             self._rebalance(now, out)
@@ -410,7 +416,8 @@ class Scheduler:
 
     def _drop(self, host: _Host, task: int) -> None:
         host.held.pop(task, None)
-        host.started.pop(task, None)
+        if host.started:
+            host.started.pop(task, None)
 
     def _sample(self, seconds: float) -> None:
         self._mean = seconds if self._mean is None else 0.9 * self._mean + 0.1 * seconds

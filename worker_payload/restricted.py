@@ -24,6 +24,7 @@ _RANGE_MAX = 1 << 24  # items: whoever iterates over it must not run out of memo
 # but the end of the process.
 _MANY_TUPLES = 10000
 _DEEP_ARRAYS = 100
+_GLOBAL = b"\x93"  # STACK_GLOBAL, the only opcode that _scan lets through and that finds a name
 _GROUP = getattr(builtins, "BaseExceptionGroup", ())
 
 
@@ -33,8 +34,10 @@ def decode(segments, modules, me, rebuilds):
     method of Rebuild by name."""
     try:
         data = bytes(segments[0])
-        many = sum(map(data.count, _TUPLES)) > _MANY_TUPLES
+        many = len(data) > _MANY_TUPLES and sum(map(data.count, _TUPLES)) > _MANY_TUPLES
         builds = _scan_depth(data) if many else _scan(data)
+        if not builds and _GLOBAL not in data:
+            return pickle.loads(data)  # numbers, texts and containers: nothing in it can be called
         if not builds:
             try:
                 return _read(_Fast, data, _Finder(segments, {}, me, rebuilds))

@@ -292,29 +292,56 @@ def _list_of(check):
     return checked
 
 
-def _task(item):
-    return (
-        type(item) is list
-        and len(item) == 3
-        and _count(item[0])
-        and (item[1] is None or _digest(item[1]))
-        and (item[2] is None or _count(item[2]))
+# Lists with an entry per task are checked column by column, which C does; entry by entry it took
+# longer than all the rest of a round.
+
+_INT, _LIST, _NUMBER = {int}, {list}, {int, float}
+
+
+def _counts(values):
+    return set(map(type, values)) <= _INT and (
+        not values or (min(values) >= 0 and max(values) < 1 << 63)
     )
 
 
-def _started(item):
-    return type(item) is list and len(item) == 2 and _count(item[0]) and _count(item[1])
+def _list_of_counts(value):
+    return type(value) is list and _counts(value)
 
 
-def _result(item):
+def _columns(value, width):
+    """The columns of a list of lists of this width; None if it is something else."""
+    if type(value) is not list or not set(map(type, value)) <= _LIST:
+        return None
+    if not value:
+        return [()] * width
+    if set(map(len, value)) != {width}:
+        return None
+    return list(zip(*value))
+
+
+def _tasks(value):
+    columns = _columns(value, 3)
     return (
-        type(item) is list
-        and len(item) == 4
-        and _count(item[0])
-        and _count(item[1])
-        and _count(item[2])
-        and type(item[3]) in (int, float)
-        and item[3] >= 0
+        columns is not None
+        and _counts(columns[0])
+        and all(digest is None or _digest(digest) for digest in columns[1])
+        and _counts([worker for worker in columns[2] if worker is not None])
+    )
+
+
+def _started(value):
+    columns = _columns(value, 2)
+    return columns is not None and all(map(_counts, columns))
+
+
+def _results(value):
+    columns = _columns(value, 4)
+    if columns is None or not all(map(_counts, columns[:3])):
+        return False
+    seconds = columns[3]
+    # a NaN is neither smaller nor larger than anything, but it spoils a sum
+    return set(map(type, seconds)) <= _NUMBER and (
+        not seconds or (min(seconds) >= 0 and sum(seconds) < float("inf"))
     )
 
 
@@ -322,21 +349,21 @@ CHECKS = {
     Hello: (_int, _str, _str, _str, _count, _dict),
     Require: (_count, _list_of(_str)),
     Begin: (_count, _digest, _str, _digest_or_empty, _dict),
-    Task: (_count, _list_of(_task)),
+    Task: (_count, _tasks),
     Blob: (_digest, _count, _count),
-    Revoke: (_count, _list_of(_count)),
-    Cancel: (_count, _list_of(_count)),
+    Revoke: (_count, _list_of_counts),
+    Cancel: (_count, _list_of_counts),
     End: (_count,),
     Welcome: (_int, _str, _str, _str, _str, _count, _count, _count, _count, _count, _str,
               _list_of(_str)),
     Lacks: (_count, _list_of(_str)),
     Missing: (_count, _list_of(_digest)),
     Credit: (_count,),
-    Started: (_count, _list_of(_started)),
-    Result: (_count, _list_of(_result)),
+    Started: (_count, _started),
+    Result: (_count, _results),
     Failure: (_count, _count, _count, _str, _str, _str),
     Lost: (_count, _count, _count, _optional_int, _optional_int, _str, _str),
-    Revoked: (_count, _list_of(_count)),
+    Revoked: (_count, _list_of_counts),
     Output: (_count, _int, _count, _count),
     Note: (_str,),
     Refused: (_count, _str),

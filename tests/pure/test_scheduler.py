@@ -147,8 +147,7 @@ def test_pinned_tasks_stay_with_their_worker_until_its_host_is_lost():
     sched = Scheduler(4)
     for host in "ab":
         sched.add_host(host, 2, settle=False)
-    for task in range(4):
-        sched.pin(task, "ab"[task // 2], task % 2)
+    sched.pin([("a", 0), ("a", 1), ("b", 0), ("b", 1)])
     actions = sched.actions(0.0)
     assert Assign("a", (0, 1), (0, 1)) in actions and Assign("b", (2, 3), (0, 1)) in actions
     sched.finished("a", 0, 0.1)
