@@ -131,12 +131,11 @@ class Engine:
                 lambda: all(link.state != "connecting" for link in self.links.values()), timeout
             )
             up = [link for link in self.links.values() if link.state == "up"]
-            if not up:
-                # somebody may still be coming back
+            if not up:  # a host that was there may come back; one that never was, did not answer
                 self.changed.wait_for(
                     lambda: (
                         any(link.state == "up" for link in self.links.values())
-                        or not any(self.hope(link) for link in self.links.values())
+                        or not any(link.state == "lost" for link in self.links.values())
                     ),
                     timeout,
                 )
