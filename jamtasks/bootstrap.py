@@ -229,10 +229,10 @@ def _here(
     payload = archive.payload()
     cache = os.environ.get("JAM_CACHE_DIR") or os.path.expanduser("~/.cache/jam")
     main = os.path.join(cache, "payload", payload.build, "__main__.py")
-    sent = repair or not os.path.isfile(main)
+    sent = repair or not loader.is_installed(os.path.dirname(main))
     if sent:
         try:
-            loader.install(cache, payload.build, payload.data)
+            loader.install(cache, payload.build, payload.data, repair)
         except OSError as error:
             place = error.filename or cache
             message = f"cannot write to {place}: {error.strerror}"

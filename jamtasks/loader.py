@@ -7,6 +7,7 @@ On this machine bootstrap.py calls `install` directly.
 """
 
 import binascii
+import errno
 import glob
 import hashlib
 import io
@@ -56,12 +57,12 @@ def main() -> None:
     try:
         python = _choose()
         folder = os.path.join(cache, "payload", TOLD["build"])
-        if TOLD["repair"] or not os.path.isfile(os.path.join(folder, "__main__.py")):
+        if TOLD["repair"] or not is_installed(folder):
             _say("N")
             data = _receive(TOLD["size"])
             if hashlib.sha256(data).hexdigest() != TOLD["sha256"]:
                 raise Unable("the payload was damaged on its way here", "")
-            install(cache, TOLD["build"], data)
+            install(cache, TOLD["build"], data, TOLD["repair"])
         _remember(cache, python)
         argv = [python] + TOLD["options"] + [os.path.join(folder, "__main__.py")]
         argv += [TOLD["verb"], TOLD["marker"], TOLD["project"]]
@@ -219,36 +220,49 @@ def _remember(cache: str, python: str) -> None:
 # --- the payload -------------------------------------------------------------------------------
 
 
-def install(cache: str, build: str, data: bytes) -> None:
+def install(cache: str, build: str, data: bytes, repair: bool = False) -> None:
     """Unpack the zipapp to <cache>/payload/<build>, whole or not at all. Raises OSError.
 
-    Unpacked, because Python keeps compiled modules beside files but not for those in a zip."""
+    One that is there already is kept, because others may be starting from it; repair: its files
+    are put in place anew, one by one, so that it never lacks any. Unpacked, because Python keeps
+    compiled modules beside files but not for those in a zip."""
     payloads = os.path.join(cache, "payload")
     os.makedirs(payloads, 0o700, exist_ok=True)
     folder = os.path.join(payloads, build)
-    aside = _aside(folder)
-    os.mkdir(aside, 0o700)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            archive.extractall(aside)
-        for _ in range(3):  # others may be installing the same at the same time
-            old: str | None = _aside(folder)
-            try:
-                os.rename(folder, str(old))
-            except OSError:
-                old = None
-            try:
-                os.rename(aside, folder)
-                break
-            except OSError:
-                if not os.path.isfile(os.path.join(folder, "__main__.py")):
-                    raise
-            finally:
-                if old is not None:
-                    shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if repair or not is_installed(folder):
+        aside = _aside(folder)
+        os.mkdir(aside, 0o700)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                archive.extractall(aside)
+            _put(aside, folder, repair)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     _forget_old(payloads, build)
+
+
+def is_installed(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, "__main__.py"))
+
+
+def _put(aside: str, folder: str, repair: bool) -> None:
+    try:
+        os.rename(aside, folder)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+    if not repair and is_installed(folder):
+        return  # another was quicker
+    if not os.path.isdir(folder):
+        os.unlink(folder)
+    # bottom-up: __main__.py, which says that all is there, comes last
+    for place, _, names in os.walk(aside, topdown=False):
+        target = os.path.normpath(os.path.join(folder, os.path.relpath(place, aside)))
+        os.makedirs(target, 0o700, exist_ok=True)
+        shutil.rmtree(os.path.join(target, "__pycache__"), ignore_errors=True)
+        for name in names:
+            os.replace(os.path.join(place, name), os.path.join(target, name))
 
 
 def _aside(path: str) -> str:
