@@ -45,6 +45,7 @@ def pythons() -> list[Python]:
     candidates = sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python3")))
     names = [f"python3.{minor}" for minor in range(OLDEST, NEWEST + 1)]
     candidates += [shutil.which(name) or "" for name in [*names, "python3", "pypy3"]]
+    candidates.append(sys.executable)  # so that there is one at least
     found: dict[tuple[str, tuple[int, int]], Python] = {}
     for candidate in filter(None, candidates):
         python = _probe(candidate)

@@ -15,18 +15,11 @@ from pathlib import Path
 import agent_client
 import pytest
 from agent_client import Client, Gone, environment, wait_until
+from pythons import Python, pythons
 
 from jamtasks import archive
 from worker_payload import layout, procs, wire
 
-PYTHONS = sorted(
-    path
-    for path in [
-        *map(str, Path.home().glob(".pyenv/versions/3.*/bin/python")),
-        shutil.which("pypy3") or "",
-    ]
-    if path
-)
 ADD = "def mapfunc(params, x):\n    return params + x\n"
 PID = "import os\ndef mapfunc(params, x):\n    return os.getpid()\n"
 SLEEP = "import time\ndef mapfunc(params, x):\n    time.sleep(x)\n    return x\n"
@@ -801,9 +794,9 @@ def test_nonsense_ends_the_master_only(place: Place) -> None:
 # --- every Python --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-def test_on_every_python(place: Place, python: str) -> None:
-    client = place.attach(workers=2, python=python)
+@pytest.mark.parametrize("python", pythons(), ids=str)
+def test_on_every_python(place: Place, python: Python) -> None:
+    client = place.attach(workers=2, python=python.executable)
     source = (
         "import os, sys\n"
         "def mapfunc(params, x):\n"
@@ -826,7 +819,7 @@ def test_on_every_python(place: Place, python: str) -> None:
     client.wait(wire.Started)
     client.send(wire.Cancel(call, []))
     assert client.run(PID, [None, None])[0] > 0
-    second = place.attach(workers=1, python=python)
+    second = place.attach(workers=1, python=python.executable)
     call = second.begin(
         "import subprocess\n"
         "def mapfunc(params, x):\n"
@@ -834,4 +827,4 @@ def test_on_every_python(place: Place, python: str) -> None:
     )
     second.task(call, [1])
     assert second.collect(call, 1) == {0: None}
-    assert '"ended": 1, "left": 0' in place.verb("fire", "default", python=python)
+    assert '"ended": 1, "left": 0' in place.verb("fire", "default", python=python.executable)
