@@ -23,7 +23,7 @@ def agents(run, project=None):
             continue
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found.append(dict(serve.read_lock(fd), project=name, build=build))
+            found.append(dict(serve.read_lock(fd), project=name, build=build, lock=lock))
         finally:
             os.close(fd)
     return found
@@ -53,18 +53,40 @@ def fire(run, project):
     ended = [item for item in running if not any(item["build"] == s["build"] for s in still)]
     return {
         "ended": len(ended),
-        "left": len(left),
+        "left": max(len(left), len(still)),
         "names": ["%s (build %s)" % (layout.screen_name(project), item["build"]) for item in ended],
     }
 
 
 def _family(run, project):
     # type: (layout.RunDir, str) -> Set[int]
-    """All processes of the project's agents of this run directory: by mark, and by descent."""
+    """All processes of the project's agents of this run directory: by mark, lock and descent."""
     prefix = layout.owner_prefix(run, project)
-    marked = procs.marked(lambda marks: marks.get(procs.OWNER, "").startswith(prefix))
-    family = marked | procs.descendants(marked)
-    return family - _above()
+    found = procs.marked(lambda marks: marks.get(procs.OWNER, "").startswith(prefix))
+    for agent in agents(run, project):
+        # one that was started by hand bears no mark that others see
+        if _holds(agent.get("pid", 0), run.file(agent["lock"])):
+            found.add(agent["pid"])
+            if procs.look(agent["pid"]).parent == agent.get("keeper"):
+                found.add(agent["keeper"])
+    return (found | procs.descendants(found)) - _above()
+
+
+def _holds(pid, path):
+    # type: (int, str) -> bool
+    """Whether the process has this file open: what a file says of its holder may be outdated."""
+    folder = "/proc/%d/fd" % pid
+    try:
+        wanted = os.stat(path)
+        for name in os.listdir(folder):
+            try:
+                if os.path.samestat(os.stat(os.path.join(folder, name)), wanted):
+                    return True
+            except OSError:
+                pass
+    except OSError:
+        pass
+    return False
 
 
 def _above():

@@ -345,6 +345,31 @@ def test_fire_ends_everything_and_counts(place: Place) -> None:
     assert json.loads(place.verb("fire", "default"))["ended"] == 0
 
 
+def test_fire_ends_an_agent_that_was_started_by_hand(place: Place) -> None:
+    """Its keeper got its mark after it was started, so /proc does not show it."""
+    import json
+
+    serve = subprocess.Popen(
+        [sys.executable, str(place.pyz), "serve", "default"],
+        env=place.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        client = place.attach()
+        (worker,) = client.run(PID, [None])
+        assert client.welcome is not None
+        agent = client.welcome.pid
+        assert parent(agent) == serve.pid
+        answer = json.loads(place.verb("fire", "default"))
+        assert (answer["ended"], answer["left"]) == (1, 0)
+        assert gone(agent) and gone(worker)
+        serve.wait(5)
+    finally:
+        serve.kill()
+        serve.wait()
+
+
 def test_fire_leaves_other_run_directories_alone(place: Place, tmp_path: Path) -> None:
     import json
 
