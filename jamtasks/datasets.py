@@ -156,12 +156,28 @@ class _Picker(type):
         return isinstance(instance, BaseDataSet)
 
 
-class DataSet(metaclass=_Picker):
-    """`DataSet(x)` is the dataset for x: of its items if x is a sequence, of its rows if an array.
+if TYPE_CHECKING:
 
-    The name of a file: .npy and .csv are arrays, .txt (.log, .md) is lines, others are files; a
-    name with `*` or `?` is all files that match. Options go to the type that is picked. A dataset
-    is returned as it is. Raises DataSetError for what cannot be cut."""
+    class DataSet(BaseDataSet):
+        """What `DataSet(x)` is to a type checker."""
+
+        def __init__(self, data: Any, **options: Any) -> None:
+            raise NotImplementedError
+
+        def chunks(self) -> int:
+            raise NotImplementedError
+
+        def slice(self, index: int) -> Any:
+            raise NotImplementedError
+
+else:
+
+    class DataSet(metaclass=_Picker):
+        """`DataSet(x)` is the dataset for x: of the items of a sequence, of the rows of an array.
+
+        The name of a file: .npy and .csv are arrays, .txt (.log, .md) is lines, others are files;
+        a name with `*` or `?` is all files that match. Options go to the type that is picked. A
+        dataset is returned as it is. Raises DataSetError for what cannot be cut."""
 
 
 def as_dataset(data: Any) -> BaseDataSet:

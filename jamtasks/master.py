@@ -223,6 +223,7 @@ class Master:
         speculate: bool,
     ) -> Call:
         ident = self._engine.next_id()
+        blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]
         blobs = [(bundle.digest, bundle.size, lambda: bundle.parts)]
         if params.begin_digest:
             blobs.append((params.begin_digest, params.size, lambda: params.parts))

@@ -246,7 +246,7 @@ KINDS = {
     32: Welcome, 33: Lacks, 34: Missing, 35: Credit, 36: Started, 37: Result, 38: Failure,
     39: Lost, 40: Revoked, 41: Output, 42: Note, 43: Refused, 44: Ending,
     64: Beat,
-}  # fmt: skip
+}  # type: Dict[int, Any]  # fmt: skip
 FROM_MASTER = frozenset([Hello, Require, Begin, Task, Blob, Revoke, Cancel, End, Beat])
 FROM_AGENT = frozenset(KINDS.values()) - FROM_MASTER | {Beat}
 
@@ -369,7 +369,7 @@ CHECKS = {
     Refused: (_count, _str),
     Ending: (_str,),
     Beat: (),
-}  # fmt: skip
+}  # type: Dict[Any, Tuple[Any, ...]]  # fmt: skip
 WITH_SEGMENTS = frozenset(cls for cls in CHECKS if "segments" in cls._fields)
 _KIND_OF = dict((cls, kind) for kind, cls in KINDS.items())
 
@@ -396,7 +396,7 @@ def encode(message):
     cls = type(message)
     if cls in WITH_SEGMENTS:
         segments = [part if isinstance(part, bytes) else memoryview(part).cast("B")
-                    for part in message.segments]  # fmt: skip
+                    for part in message.segments]  # type: List[Buffer]  # fmt: skip
         header = _dumps(message[:-1]).encode("ascii")
     else:
         segments = []

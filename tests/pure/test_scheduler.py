@@ -270,8 +270,10 @@ class Hosts(RuleBasedStateMachine):
         if not getattr(self, "hosts", None):
             return
         idle = [h for h, n in self.hosts.items() if len(self.held[h]) < n]
-        queued = self.sched.tasks - self.sched.done - len(
-            {task for tasks in self.held.values() for task in tasks}
+        queued = (
+            self.sched.tasks
+            - self.sched.done
+            - len({task for tasks in self.held.values() for task in tasks})
         )
         assert not (idle and queued), f"{queued} tasks queued, idle: {idle}"
 
