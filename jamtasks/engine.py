@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 BEAT_EVERY = 2.0
 TICK = 0.5
+PATIENCE = 4.0  # the longest that a host took to answer, times this, is waited for the others
+PATIENCE_MIN = 5.0  # seconds
+CLOSE_SECONDS = 0.5  # for a thread that is still connecting: then it ends by itself
 FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
@@ -87,6 +90,7 @@ class Engine:
         self.on_output = on_output
         self.closing = False
         self.closed = threading.Event()
+        self.began = time.monotonic()
         self.calls: dict[int, Call] = {}
         self._build, self._project = build, project
         self._name = f"{random.getrandbits(64):016x}"
@@ -106,13 +110,15 @@ class Engine:
         with self.lock:
             self.closing = True
             self.closed.set()
-            channels = [link.attached.channel for link in self.links.values() if link.attached]
+            channels = {
+                link.label: link.attached.channel for link in self.links.values() if link.attached
+            }
             self.changed.notify_all()
-        for channel in channels:
+        for channel in channels.values():
             channel.close()
-        deadline = time.monotonic() + JOIN_SECONDS
-        for link in self.links.values():
-            link.join(deadline)
+        now = time.monotonic()
+        for label, link in self.links.items():
+            link.join(now + (JOIN_SECONDS if label in channels else CLOSE_SECONDS))
         if self._ticker.ident:
             self._ticker.join(JOIN_SECONDS)
 
@@ -122,14 +128,18 @@ class Engine:
             wire.VERSION, self._build, self._project, self._name, spec.workers or 0, settings
         )
 
-    def wait_ready(self, timeout: float) -> list[Link]:
+    def wait_ready(self, timeout: float, *, hurry: bool = False) -> list[Link]:
         """The hosts that are up, once all have answered or failed, or the time is over.
 
+        hurry: hosts that take far longer than the others are not waited for: they join later.
         Raises NoHostsError naming every host and its reason."""
+        deadline = time.monotonic() + timeout
         with self.lock:
-            self.changed.wait_for(
-                lambda: all(link.state != "connecting" for link in self.links.values()), timeout
-            )
+            while any(link.state == "connecting" for link in self.links.values()):
+                until = min(deadline, self._patience()) if hurry else deadline
+                if (left := until - time.monotonic()) <= 0:
+                    break
+                self.changed.wait(left)
             up = [link for link in self.links.values() if link.state == "up"]
             if not up:  # a host that was there may come back; one that never was, did not answer
                 self.changed.wait_for(
@@ -143,6 +153,13 @@ class Engine:
             if not up:
                 raise self.no_hosts()
             return up
+
+    def _patience(self) -> float:
+        """Until when hosts that have not answered yet are worth waiting for."""
+        took = [link.took for link in self.links.values() if link.took is not None]
+        if not took:
+            return float("inf")
+        return self.began + max(PATIENCE_MIN, PATIENCE * max(took))
 
     def hope(self, link: Link) -> bool:
         """Whether this host may still come (back)."""
@@ -234,6 +251,8 @@ class Engine:
         """One message from a host, under the lock."""
         if isinstance(message, wire.Welcome):
             link.state, link.error = "up", None
+            if link.took is None:
+                link.took = now - self.began
             link.notes = list(message.notes)
             link.last_welcome = message
             for under_way in self.calls.values():

@@ -40,6 +40,7 @@ class Link:
         self.asked: dict[int, tuple[str, ...]] = {}
         self.notes: list[str] = []
         self.last_welcome: wire.Welcome | None = None
+        self.took: float | None = None  # seconds until it first was up
         self.last_heard = 0.0
         self.reading = False  # silence counts only while somebody listens
         self._wake = threading.Condition(engine.lock)

@@ -162,7 +162,8 @@ class Master:
             bundle = modules.bundle(module)
             data = datasets.as_dataset(dataset) if dataset is not None else None
             encoded = _encode_params(params)
-            links = self._engine.wait_ready(self.settings.connect_timeout)
+            # without data the workers that are there now are all that will be called
+            links = self._engine.wait_ready(self.settings.connect_timeout, hurry=data is not None)
             slices = None
             if data is not None:
                 slices = data.plan(sum(link.workers for link in links), slice_size)
@@ -252,6 +253,8 @@ class Master:
                            call.scheduler.tasks)  # fmt: skip
         try:
             engine.submit(call, links, pinned=call.slice_of is None)
+            if self._progress is not None:
+                self._progress(0, call.scheduler.tasks, 0)
             while True:
                 batch, failed = self._next_batch(call)
                 for task, host, segments in batch:
@@ -311,6 +314,8 @@ class Master:
         notes = list(link.notes)
         if link.error is not None:
             notes.append(link.error.reason)
+        elif link.state == "connecting":
+            notes.append("no answer yet")
         named = call.named.get(link.label, 0) if call else 0
         sent = call.sent.get(link.label, 0) if call else 0
         return HostReport(
@@ -334,7 +339,7 @@ class Master:
                 notes.append(f"calls of a lost host ran elsewhere: {moved}")
         return RunReport(
             slices=call.scheduler.tasks,
-            workers=sum(host.workers for host in hosts if host.state == "up"),
+            workers=sum(host.workers for host in hosts if host.state == "up" or host.tasks),
             hosts=hosts,
             seconds=seconds,
             bytes_sent=sum(host.bytes_sent for host in hosts),

@@ -218,14 +218,17 @@ def summary(report: RunReport) -> str:
 def run_notes(report: RunReport) -> list[str]:
     """What the user should know beyond the summary, one line each: hosts that are not well, notes
     of hosts, notes of the run."""
+    notes = [clean(note) for note in report.notes]
     lines = []
     for host in report.hosts:
+        if f"{host.name} was lost: {clean(host.note)}" in notes:
+            continue
         if host.state != "up":
             reason = clean(host.note).removeprefix(f"{host.name}: ")
             lines.append(f"{host.name} ({host.state}): {reason}".rstrip(": "))
         elif host.note:
             lines.append(f"{host.name}: {clean(host.note)}")
-    return lines + [clean(note) for note in report.notes]
+    return lines + notes
 
 
 def failures(failed: Sequence[FailedSlice]) -> list[str]:

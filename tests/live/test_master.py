@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import venv
 from pathlib import Path
 
@@ -375,6 +377,27 @@ def test_a_dead_host_is_named_and_the_others_do_the_work(lab, ssh, module):
         states = {one.name: (one.state, one.note) for one in master.hosts()}
     assert states["lab1"][0] == "up"
     assert states["lab2"][0] == "unreachable" and "refused" in states["lab2"][1].lower()
+
+
+def test_a_host_that_is_silent_delays_neither_the_others_nor_the_end(lab, ssh, module, monkeypatch):
+    monkeypatch.setattr("jamtasks.engine.PATIENCE_MIN", 0.5)
+    shown = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls, and never says a word
+        lab.write_ssh_config(f"Host mute\n  HostName 127.0.0.1\n  Port {silent.getsockname()[1]}\n")
+        began = time.monotonic()
+        with Master(
+            [lab.spec("localhost", "local", workers=1), lab.spec("mute", ssh)],
+            settings=lab.settings(connect_timeout=30.0),
+            progress=lambda *state: shown.append(state),
+        ) as master:
+            assert master.run(module(SUM), 2, list(range(10))) == 90
+            mute = next(one for one in master.hosts() if one.name == "mute")
+            assert (mute.state, mute.note) == ("connecting", "no answer yet")
+            closing = time.monotonic()
+            master.close()
+            assert time.monotonic() - closing < 4.0
+        assert time.monotonic() - began < 25.0
+    assert shown[0][:2] == (0, master.last_run.slices)  # said before the first answer
 
 
 def test_no_host_at_all_is_an_error_with_every_reason(lab, ssh, module):

@@ -66,13 +66,15 @@ def test_notes_name_hosts_that_are_not_well_with_the_reason_once():
             host("a", "unreachable", 0, "a: Connection refused"),
             host("b"),
             host("c", note="store on disk"),
-            notes=("slice 0 was run twice",),
+            host("d", "lost", 4, "silent for 10 s"),
+            notes=("slice 0 was run twice", "d was lost: silent for 10 s"),
         )
     )
     assert notes == [
         "a (unreachable): Connection refused",
         "c: store on disk",
         "slice 0 was run twice",
+        "d was lost: silent for 10 s",
     ]
 
 
