@@ -32,6 +32,7 @@ from worker_payload.workerio import WorkerIO
 
 UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
 READ = 256 << 10
+SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
 WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
@@ -117,6 +118,7 @@ class Agent(object):
         try:
             while self._stop is None:
                 next_tick = ticked + self._pace()
+                self._let_them_work()
                 events = selector.select(max(next_tick - time.monotonic(), 0.0))
                 for _ in range(GATHER):
                     host.now = time.monotonic()
@@ -124,6 +126,7 @@ class Agent(object):
                     # what else has come together by now goes into the same messages
                     if not host.gathers():
                         break
+                    self._let_them_work()
                     events = selector.select(0)
                     if not events:
                         break
@@ -136,6 +139,14 @@ class Agent(object):
                     self._write_out()
         finally:
             self._end()
+
+    def _let_them_work(self):
+        # type: () -> None
+        """Sleep while several workers are about to answer. To be woken by each of them would cost
+        more than their work, of which it would take the processors away besides."""
+        seconds = self._host.patience() / self.cpus
+        if seconds > SHORTEST_NAP:
+            time.sleep(min(seconds, LONGEST_NAP))
 
     def _handle(self, events):
         # type: (Any) -> None
@@ -537,15 +548,15 @@ class Agent(object):
         for stream in io.streams:
             if not stream.ended:
                 self._watch(stream.fd, functools.partial(self._on_output, io, stream), True)
-        self._watch(io.sock, lambda: self._on_worker(io))
+        self._watch(io.replies, lambda: self._on_worker(io))
         if not io.sender.idle:
-            self._watch_both(io)
+            self._watch_out(io)
 
     def _unwatch_worker(self, io):
         # type: (WorkerIO) -> None
         if io.watched:
             io.watched = False
-            for fd in [stream.fd for stream in io.streams] + [io.sock]:
+            for fd in [stream.fd for stream in io.streams] + [io.sock, io.replies]:
                 self._unwatch(fd)
 
     def _on_output(self, io, stream, ticket=0):
@@ -581,7 +592,7 @@ class Agent(object):
             self._kill(io)
             return
         if answers is None:
-            self._unwatch(io.sock)
+            self._unwatch(io.replies)
             if not io.retired:
                 # dead, or it closed all its descriptors: then it is of no more use
                 io.deserted = True
@@ -602,25 +613,22 @@ class Agent(object):
         except OSError:
             return  # it is gone: its template will tell
         if not done:
-            self._watch_both(io)
+            self._watch_out(io)
 
-    def _watch_both(self, io):
+    def _watch_out(self, io):
         # type: (WorkerIO) -> None
-        if io.watched:
-            both = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(io.sock, both, (False, lambda: self._more(io)))
+        """Go on sending when the worker takes more."""
+        if io.watched and io.sock not in self._selector.get_map():
+            self._selector.register(io.sock, selectors.EVENT_WRITE, (False, lambda: self._more(io)))
 
     def _more(self, io):
         # type: (WorkerIO) -> None
-        """Both ways, while there is something left to send."""
         try:
-            if io.sender.flush():
-                self._selector.modify(
-                    io.sock, selectors.EVENT_READ, (False, lambda: self._on_worker(io))
-                )
+            done = io.sender.flush()
         except OSError:
-            pass
-        self._on_worker(io)
+            done = True  # it is gone: its template will tell
+        if done:
+            self._unwatch(io.sock)
 
     def _do_withdraw(self, action):
         # type: (records.Withdraw) -> None
@@ -671,7 +679,7 @@ class Agent(object):
         io = self._workers.get(number)
         if io is None:
             return
-        if io.sock.fileno() >= 0:
+        if io.replies.fileno() >= 0:
             for _ in range(1 << 16):  # what it answered before it died still counts
                 try:
                     answers = io.answers()

@@ -17,6 +17,7 @@ from worker_payload.records import (
     Handle,
     Interrupt,
     Look,
+    Master,
     Task,
     Unpin,
 )
@@ -63,7 +64,7 @@ class Blobs(Pool):
             self._forget(blob, True)
             return
         self._idle_blobs[digest] = blob
-        while len(self._idle_blobs) > PINNED:
+        while len(self._idle_blobs) > (0 if self._tight else PINNED):
             self._forget(next(iter(self._idle_blobs.values())), False)
 
     def _forget(self, blob, drop):
@@ -134,13 +135,45 @@ class Blobs(Pool):
         if not blob.users:
             self._blobs.pop(blob.digest, None)
 
+    def _credit(self, master, count):
+        # type: (Master, int) -> None
+        """So many bytes of a master were taken in, and it may send as many more."""
+        master.credit += count
+        self._credits.add(master)
+
+    def blob_stalled(self, digest):
+        # type: (str) -> None
+        """There is no room for it now: who sends it gets no credit before there is."""
+        self._stalled.setdefault(digest, 0)
+        self.make_room()
+
+    def blob_moves(self, digest):
+        # type: (str) -> None
+        """What was stalled goes on, or was given up."""
+        owed = self._stalled.pop(digest, 0)
+        blob = self._blobs.get(digest)
+        if owed and blob is not None and blob.asked is not None:
+            self._credit(blob.asked, owed)
+
+    def is_needed(self, digest):
+        # type: (str) -> bool
+        return digest in self._blobs and self._blobs[digest].users > 0
+
+    def has_hope(self):
+        # type: () -> bool
+        """Whether a task is under way, or about to be, which will leave room behind."""
+        return bool(self._tickets or self._dying) or any(
+            blob.state == LOOKING for blob in self._blobs.values()
+        )
+
     def make_room(self):
         # type: () -> None
-        """The store is full: let go of all that nobody needs now."""
+        """The store is full: let go of all that nobody needs now, and from now on at once."""
+        self._tight = True
         for blob in list(self._idle_blobs.values()):
             self._forget(blob, False)
         for worker in self._workers.values():
-            if not worker.hand:
+            if not worker.hand and not worker.released:
                 self._release(worker)
 
     def _refuse(self, call, reason):

@@ -34,6 +34,7 @@ PROTOCOL = 4  # the newest that Python 3.6 reads
 INLINE = 1024  # arrays up to this many bytes stay in the pickle: a segment would cost more
 ALIGN = 64  # of a segment within a blob
 _BLOB = struct.Struct("<8sQ")
+_FIRST = struct.Struct("<QQ")  # number of segments, length of the first
 _BLOB_MAGIC = b"jamblob1"
 _MAX_PARTS = 1 << 24
 _ME = "worker_payload.codec"  # where the pickles look for the rebuild functions
@@ -292,6 +293,17 @@ def blob_parts(segments):
         parts.append(part)
         position += gap + len(part)
     return parts
+
+
+def plain_pickle(blob):
+    # type: (bytes) -> Optional[bytes]
+    """The pickle in a blob that holds nothing else and names no global; None for any other blob.
+
+    `pickle.loads` reads it. Most params and small slices are such, and a round is short."""
+    count, length = _FIRST.unpack_from(blob, 8)
+    if count != 1 or b"\x93" in blob:  # STACK_GLOBAL, or a byte that looks like it
+        return None
+    return blob[ALIGN : ALIGN + length]
 
 
 def blob_size(parts):

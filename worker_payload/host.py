@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS, Blobs
-from worker_payload.pool import STUCK_AFTER
+from worker_payload.pool import HAND_COST, STUCK_AFTER
 from worker_payload.records import (
     AWAITED,
     OVER,
@@ -46,6 +46,10 @@ FIRST_MASTER = 15.0  # an agent that nobody attaches to waits at least so long
 ESTIMATES = 64  # map functions whose time per task is remembered from call to call
 
 
+PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
+PATIENT_SECONDS = 200e-6  # that a task may take for that
+
+
 class Host(Blobs):
     """idle_timeout: seconds without a master after which the agent ends. workers: the default."""
 
@@ -66,6 +70,19 @@ class Host(Blobs):
         # type: () -> bool
         """Whether answers wait to be sent, and nothing more urgent."""
         return bool(self._results) and not self._actions
+
+    def patience(self):
+        # type: () -> float
+        """Seconds of work that will bring several answers soon, if all that runs is short."""
+        waiting = len(self._tickets)
+        if waiting < PATIENT_FROM or self._actions:
+            return 0.0
+        total = 0.0
+        for call in self._calls.values():
+            if call.tasks and (call.estimate is None or call.estimate > PATIENT_SECONDS):
+                return 0.0
+            total = max(total, call.estimate or 0.0)
+        return waiting * (total + HAND_COST)
 
     def crowded(self):
         # type: () -> bool
@@ -108,6 +125,7 @@ class Host(Blobs):
             self._end(call)
         for blob in list(self._blobs.values()):
             if blob.asked is master:
+                self._stalled.pop(blob.digest, None)
                 self._actions.append(Abandon(blob.digest))
                 self._ask(blob)
         self._credits.discard(master)
@@ -219,11 +237,14 @@ class Host(Blobs):
         data = message.segments[0]
         if message.offset + len(data) > message.total or not len(data):
             raise ProtocolError("Blob: bytes beyond its end")
-        master.credit += len(data)
-        self._credits.add(master)
         blob = self._blobs.get(message.digest)
-        if blob is not None and blob.state == AWAITED and blob.asked is master:
+        wanted = blob is not None and blob.state == AWAITED and blob.asked is master
+        if wanted:
             self._actions.append(Keep(message.digest, message.offset, message.total, data))
+        if wanted and message.digest in self._stalled:
+            self._stalled[message.digest] += len(data)
+        else:
+            self._credit(master, len(data))
 
     def _on_revoke(self, master, message):
         # type: (Master, wire.Revoke) -> None
@@ -271,6 +292,7 @@ class Host(Blobs):
                 worker.ended.append(call.serial)
                 worker.released = False
         self._quiet = self.now
+        self._tight = self._tight and bool(self._calls)
 
     def refuse(self, serial, reason):
         # type: (int, str) -> None

@@ -4,12 +4,16 @@ import os
 import tempfile
 import threading
 import time
-from typing import Any, Callable, Dict, Optional
+from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Optional
 
 from worker_payload import records
 from worker_payload.host import Host
 from worker_payload.pool import INLINE
 from worker_payload.store import Damaged, Store, StoreFull
+
+SOON = 0.01  # seconds until we look for room again
+PATIENCE = 2.0  # seconds for workers to let go of files when nothing is under way any more
 
 
 class Keeping(object):
@@ -25,6 +29,8 @@ class Keeping(object):
         self._act = act
         self._log = log
         self._writers = {}  # type: Dict[str, Any]
+        self._stalled = OrderedDict()  # type: OrderedDict[str, List[records.Keep]]
+        self._hoped = 0.0  # when something was last under way that may leave room behind
 
     def look(self, action):
         # type: (records.Look) -> None
@@ -52,12 +58,24 @@ class Keeping(object):
     def keep(self, action):
         # type: (records.Keep) -> None
         digest = action.digest
+        if digest in self._stalled:
+            self._stalled[digest].append(action)
+            return
+        if digest not in self._writers:
+            if action.offset:
+                return  # the rest of one that was damaged, or of one nobody wants
+            if self._stalled or not self._begin(action):
+                self._stall(action)
+                return
+        self._write(action)
+
+    def _write(self, action):
+        # type: (records.Keep) -> None
+        digest = action.digest
         writer = self._writers.get(digest)
+        if writer is None:
+            return
         try:
-            if writer is None:
-                if action.offset:
-                    return  # the rest of one that was damaged, or of one nobody wants
-                writer = self._writers[digest] = self._begin(digest, action.total)
             writer.write(action.offset, action.data)
             if action.offset + len(action.data) < action.total:
                 return
@@ -67,29 +85,80 @@ class Keeping(object):
             self._abandon(digest)
             self._host.blob_damaged(digest)
         except (StoreFull, OSError) as error:
-            self._abandon(digest)
-            self._host.blob_full(digest, "no room: %s" % error)
+            self._full(digest, error)
         else:
             del self._writers[digest]
             self._host.blob_here(digest, _handle(fd))
 
-    def _begin(self, digest, total):
-        # type: (str, int) -> Any
+    def _begin(self, action):
+        # type: (records.Keep) -> bool
+        """False if there is no room now, but may be later. What never fits is refused."""
+        digest = action.digest
         try:
-            return self._store.begin(digest, total)
-        except StoreFull:
-            self._host.make_room()
-            self._act()
-            for _ in range(10):  # workers let go of their files
-                time.sleep(0.02)
-                try:
-                    return self._store.begin(digest, total)
-                except StoreFull as error:
-                    last = error
-            raise last
+            self._writers[digest] = self._store.begin(digest, action.total)
+        except StoreFull as error:
+            if action.total <= self._store.room() and self._is_hopeful():
+                return False
+            self._full(digest, error)
+        except OSError as error:
+            self._full(digest, error)
+        return True
+
+    def _full(self, digest, error):
+        # type: (str, Exception) -> None
+        self._abandon(digest)
+        self._host.blob_full(digest, "no room: %s" % error)
+
+    # --- blobs that wait until there is room -----------------------------------------------------
+
+    def _stall(self, action):
+        # type: (records.Keep) -> None
+        """Their bytes wait in memory: as many as a master sends without getting credit."""
+        if not self._stalled:
+            self._hoped = time.monotonic()
+            self._retry_in(SOON)
+        self._stalled[action.digest] = [action]
+        self._host.blob_stalled(action.digest)
+
+    def _retry_in(self, seconds):
+        # type: (float) -> None
+        timer = threading.Timer(seconds, lambda: self._from_thread(self._retry))
+        timer.daemon = True
+        timer.start()
+
+    def _retry(self):
+        # type: () -> None
+        began = time.monotonic()
+        self._host.make_room()
+        self._act()
+        while self._stalled:
+            digest, actions = next(iter(self._stalled.items()))
+            if not self._host.is_needed(digest):
+                self._full(digest, StoreFull("and no need"))
+                continue
+            if not self._begin(actions[0]):
+                break
+            self._stalled.pop(digest, None)
+            self._host.blob_moves(digest)
+            for action in actions:
+                self._write(action)
+        if self._stalled:
+            # looking for room costs: nine tenths of the time are for others
+            self._retry_in(max(SOON, 9 * (time.monotonic() - began)))
+
+    def _is_hopeful(self):
+        # type: () -> bool
+        """Whether room may come: something is under way, or ended so late that workers may not
+        have let go of their files."""
+        now = time.monotonic()
+        if self._host.has_hope() or self._writers or not self._stalled:
+            self._hoped = now
+        return now - self._hoped < PATIENCE
 
     def _abandon(self, digest):
         # type: (str) -> None
+        if self._stalled.pop(digest, None) is not None:
+            self._host.blob_moves(digest)
         writer = self._writers.pop(digest, None)
         if writer is not None:
             writer.abort()

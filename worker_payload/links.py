@@ -11,16 +11,22 @@ import os
 import socket
 import struct
 from collections import deque
-from typing import Any, Deque, List, Sequence, Tuple
+from typing import Any, Deque, List, Sequence, Tuple, Union
 
 _FRAME = struct.Struct("<IH")
 MAX_FDS = 64  # in one message; the system's limit is 253
-_SPACE = socket.CMSG_SPACE(4 * MAX_FDS)
+SPACE = socket.CMSG_SPACE(4 * MAX_FDS)
 
 
 def pair():
     # type: () -> Tuple[socket.socket, socket.socket]
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def adopt(fd):
+    # type: (int) -> socket.socket
+    """The socket of a descriptor, which is the socket's from now on."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
 
 
 def frame(value, fds=0):
@@ -39,12 +45,20 @@ def rights(fds):
 def receive(sock, size=65536):
     # type: (socket.socket, int) -> Tuple[bytes, List[int]]
     """Bytes (none at the end) and the descriptors that came with them. The caller owns these."""
-    data, ancillary, _, _ = sock.recvmsg(size, _SPACE)
+    data, ancillary, _, _ = sock.recvmsg(size, SPACE)
+    return data, descriptors(ancillary)
+
+
+def descriptors(ancillary):
+    # type: (Sequence[Any]) -> List[int]
+    """The descriptors in what came beside the bytes."""
+    if not ancillary:
+        return []
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    return data, list(fds)
+    return list(fds)
 
 
 class Reader(object):
@@ -56,11 +70,14 @@ class Reader(object):
         self._fds = deque()  # type: Deque[int]
 
     def feed(self, data, fds):
-        # type: (bytes, List[int]) -> List[Tuple[Any, List[int]]]
+        # type: (Union[bytes, memoryview], List[int]) -> List[Tuple[Any, List[int]]]
         if fds:
             self._fds.extend(fds)
-        if self._data:
-            data = self._data + data
+        elif not self._data and len(data) > _FRAME.size:
+            length, count = _FRAME.unpack_from(data)
+            if not count and length == len(data) - _FRAME.size:  # as nearly always
+                return [(marshal.loads(data[_FRAME.size :]), [])]
+        data = self._data + bytes(data)
         found = []
         position, end = 0, len(data)
         while end - position >= _FRAME.size:

@@ -64,6 +64,8 @@ class Pool(object):
         self._missing = OrderedDict()  # type: OrderedDict[Call, List[str]]
         self._results = OrderedDict()  # type: OrderedDict[Call, Tuple[List[Any], List[Any]]]
         self._credits = set()  # type: Set[Master]
+        self._stalled = {}  # type: Dict[str, int]  # bytes of blobs without room, not credited yet
+        self._tight = False  # the store was full: nothing is kept that no task needs
         self._had_master = False
         self._left = now  # when the last master left
         self._quiet = now  # when the last call ended
@@ -285,7 +287,7 @@ class Pool(object):
                     if inline is None:
                         inline = True
                         worker.held[task.digest] = None
-                        while len(worker.held) > HELD:
+                        while len(worker.held) > (1 if self._tight else HELD):
                             commands.append((DROP, worker.held.popitem(last=False)[0]))
             commands.append((TASK, task.ticket, call.serial, task.digest, inline))
         if len(worker.hand) > 1:

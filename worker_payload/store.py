@@ -52,8 +52,9 @@ class Damaged(Exception):
 class Store(object):
     """The blobs of this user on this host.
 
-    ram_dir: a file system in memory, or None. ram_limit, disk_limit: bytes, instead of what the
-    machine suggests. `notes` says what is unusual here, such as a tier that cannot be used."""
+    ram_dir: a file system in memory, or None. ram_limit, disk_limit: bytes, instead of
+    JAM_STORE_RAM and JAM_STORE_DISK, or else of what the machine suggests. `notes` says what is
+    unusual here, such as a tier that cannot be used."""
 
     def __init__(self, run_dir, disk_dir, ram_dir="/dev/shm", ram_limit=None, disk_limit=None):
         # type: (str, str, Optional[str], Optional[int], Optional[int]) -> None
@@ -69,6 +70,10 @@ class Store(object):
             # one per run directory, so that a test or a container has its own
             name = hashlib.sha256(os.path.realpath(run_dir).encode("utf-8", "surrogateescape"))
             ram = os.path.join(ram_dir, "jam-%d-%s" % (os.getuid(), name.hexdigest()[:8]))
+        if ram_limit is None:
+            ram_limit = _limit_from("JAM_STORE_RAM", self.notes)
+        if disk_limit is None:
+            disk_limit = _limit_from("JAM_STORE_DISK", self.notes)
         self._ram = _Tier(0, ram, ram_limit, self.notes)
         self._disk = _Tier(1, disk_dir, disk_limit, self.notes)
         self._tiers = [tier for tier in (self._ram, self._disk) if tier.path]
@@ -143,9 +148,9 @@ class Store(object):
 
     def room(self):
         # type: () -> int
-        """Bytes that blobs may take in all, those that are here included: the larger ones fit only
-        if they fit one tier. Nothing is locked or counted for this."""
-        return sum(self._limit(tier, tier.used()) for tier in self._tiers)
+        """Bytes that the largest possible blob may have: it has to fit one tier, from which all
+        that nobody holds can go. Nothing is locked or counted for this."""
+        return max([self._limit(tier, tier.used()) for tier in self._tiers] or [0])
 
     def used(self):
         # type: () -> Tuple[int, int]
@@ -585,6 +590,19 @@ class _Tier(object):
 
 
 # --- small helpers -----------------------------------------------------------------------------
+
+
+def _limit_from(name, notes):
+    # type: (str, List[str]) -> Optional[int]
+    """Bytes, from the environment."""
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        return max(int(text), 0)
+    except ValueError:
+        notes.append("%s is not a number of bytes: %s" % (name, text))
+        return None
 
 
 def _open_lock(path):

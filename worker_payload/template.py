@@ -49,7 +49,7 @@ def _become(control, board, settings):
     """Turn a fresh fork into a template. Never returns."""
     status = 1
     try:
-        sock = _keep_only(control)
+        (sock,) = _keep_only(control)
         procs.die_with_parent()
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # of a terminal: for the agent to judge
@@ -66,13 +66,16 @@ def _become(control, board, settings):
         os._exit(status)
 
 
-def _keep_only(fd):
-    # type: (int) -> socket.socket
-    """Close all descriptors but the standard streams and this one, made a socket object."""
-    kept = os.dup(fd)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, _highest() + 1)
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, kept)
+def _keep_only(*fds):
+    # type: (*int) -> List[socket.socket]
+    """Close all descriptors but the standard streams and these, made socket objects."""
+    kept = sorted(os.dup(fd) for fd in fds)  # in the order of fds: each takes the lowest free
+    position = 3
+    for fd in kept:
+        os.closerange(position, fd)
+        position = fd + 1
+    os.closerange(position, max(position, _highest() + 1))
+    return [links.adopt(fd) for fd in kept]
 
 
 def _highest():
@@ -199,17 +202,17 @@ class _Template(object):
         _, _, place, nonce = command
         os.setpgid(0, 0)
         procs.die_with_parent()
-        channel, out, err = files
+        channel, replies, out, err = files
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        sock = _keep_only(channel)
+        commands, answers = _keep_only(channel, replies)
         os.environ[procs.WORKER] = nonce
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        worker.main(sock, self._board, place)
+        worker.main(commands, answers, self._board, place)
 
     def _reap(self):
         # type: () -> None

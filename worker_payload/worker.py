@@ -8,6 +8,7 @@ import io
 import marshal
 import mmap
 import os
+import pickle
 import struct
 import sys
 import time
@@ -27,6 +28,7 @@ RANGE = struct.Struct("<QQ")
 # commands of the agent
 CODE, BEGIN, TASK, END, DROP, RELEASE = range(6)
 
+_BUFFER = 65536
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
 _SHARE_SECONDS = 0.02  # params that take longer to read are read once per call, not once per task
 _PLAIN = (int, float, str, bytes, bool, type(None))
@@ -72,6 +74,16 @@ class _Streams(object):
         # type: () -> int
         """Flush; 1 if anything was written since the last time. Undoes closing and replacing."""
         out, err = self._files
+        if sys.stdout is out and sys.stderr is err:
+            try:
+                out.flush()
+                err.flush()
+                os.fstat(1)
+                os.fstat(2)
+                if not (self._taps[0].wrote or self._taps[1].wrote):
+                    return 0
+            except (ValueError, OSError):
+                pass  # something is closed: below
         if sys.stdout is not out or sys.stderr is not err:
             for other in (sys.stdout, sys.stderr):
                 if other is not out and other is not err:
@@ -135,6 +147,10 @@ def map_file(fd, writable):
 def read_blob(source, writable):
     # type: (Any, bool) -> Any
     """The object in a blob given as bytes, as a mapping, or as a descriptor to map privately."""
+    if type(source) is bytes:
+        plain = codec.plain_pickle(source)
+        if plain is not None:
+            return pickle.loads(plain)
     if isinstance(source, Held):
         data = map_file(source.fd, True) if writable else source.mapping()
     else:
@@ -167,9 +183,10 @@ class Worker(object):
     """board: shared memory with PLACE bytes of ours at `place`: the ticket being worked on, so that
     the agent knows which task killed us, and the two between which we shall begin none."""
 
-    def __init__(self, sock, board, place):
-        # type: (Any, Any, int) -> None
+    def __init__(self, sock, replies, board, place):
+        # type: (Any, Any, Any, int) -> None
         self._sock = sock
+        self._replies = replies
         self._board = board
         self._place = place
         self._pid = os.getpid()
@@ -184,21 +201,25 @@ class Worker(object):
     def run(self):
         # type: () -> None
         """Until the agent closes the socket."""
+        buffer = bytearray(_BUFFER)
+        into, view, receive = [buffer], memoryview(buffer), self._sock.recvmsg_into
         while True:
-            data, fds = links.receive(self._sock)
-            if not data:
+            count, ancillary, _, _ = receive(into, links.SPACE)
+            if not count:
                 return
-            for commands, files in self._reader.feed(data, fds):
+            frames = self._reader.feed(view[:count], links.descriptors(ancillary))
+            for commands, files in frames:
                 files.reverse()
                 for command in commands:
-                    self._do(command, files)
+                    if command[0] == TASK:
+                        self._task(command, files)
+                    else:
+                        self._do(command, files)
 
     def _do(self, command, files):
         # type: (Any, List[int]) -> None
         kind = command[0]
-        if kind == TASK:
-            self._task(command, files)
-        elif kind == BEGIN:
+        if kind == BEGIN:
             _, call, module, params, writable = command
             source = Held(files.pop()) if params is None else params
             self._calls[call] = _Call(module, source, writable)
@@ -232,7 +253,7 @@ class Worker(object):
         if after < ticket < before:
             TICKET.pack_into(self._board, self._place, 0)
             return  # withdrawn: another worker does it
-        kind, seconds = RESULT, 0.0
+        kind = RESULT
         segments = []  # type: List[Any]
         began = time.perf_counter()
         try:
@@ -243,14 +264,11 @@ class Worker(object):
             else:
                 source = inline
             segments = self._call(self._calls[call], source)
-            seconds = time.perf_counter() - began
-        except (
-            BaseException
-        ) as error:  # KeyboardInterrupt and SystemExit too: user code may raise any
+        except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
+            kind = FAILURE
             if os.getpid() == self._pid:
-                seconds = time.perf_counter() - began
-                kind = FAILURE
                 segments = [marshal.dumps(calls.describe(error))]
+        seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             # a fork of us that came back from the user's code: what it says is nobody's answer
             for stream in (sys.stdout, sys.stderr):
@@ -273,11 +291,9 @@ class Worker(object):
                 self._code = error  # half-imported modules are not tried again in this process
                 raise
             self._functions[call.module] = function
-        params = call.get_params()
+        params = call.shared[0] if call.shared is not None else call.get_params()
         piece = None if source is None else read_blob(source, call.writable)
         result = function(params, piece)
-        if os.getpid() != self._pid:
-            return []
         try:
             return codec.encode(result)
         except codec.EncodeError as error:
@@ -285,25 +301,30 @@ class Worker(object):
 
     def _answer(self, kind, wrote, ticket, seconds, segments):
         # type: (int, int, int, float, List[Any]) -> None
+        # at once, however tiny the task was: the next one may take hours
+        if len(segments) == 1 and len(segments[0]) <= _JOIN:
+            data = segments[0]
+            head = ONE_SEGMENT.pack(kind, wrote, ticket, seconds, 1, len(data))
+            self._replies.sendall(head + data)
+            return
         lengths = [len(part) for part in segments]
         head = ANSWER.pack(kind, wrote, ticket, seconds, len(segments))
         if lengths:
             head += struct.pack("<%dQ" % len(lengths), *lengths)
-        # at once, however tiny the task was: the next one may take hours
         if sum(lengths) <= _JOIN:
-            self._sock.sendall(head + b"".join(segments))
+            self._replies.sendall(head + b"".join(segments))
             return
         views = [memoryview(head)] + [memoryview(part).cast("B") for part in segments if len(part)]
         while views:
-            sent = self._sock.sendmsg(views[:64])
+            sent = self._replies.sendmsg(views[:64])
             while views and sent >= len(views[0]):
                 sent -= len(views.pop(0))
             if sent:
                 views[0] = views[0][sent:]
 
 
-def main(sock, board, place):
-    # type: (Any, Any, int) -> None
+def main(sock, replies, board, place):
+    # type: (Any, Any, Any, int) -> None
     """The life of a worker process, from fork to exit. Never returns."""
     pid, status = os.getpid(), 1
     try:
@@ -313,7 +334,7 @@ def main(sock, board, place):
     except OSError:
         pass
     try:
-        Worker(sock, board, place).run()
+        Worker(sock, replies, board, place).run()
         status = 0
     except (KeyboardInterrupt, ConnectionError):
         pass  # told to end, or the agent is gone

@@ -1,4 +1,7 @@
-"""The agent's end of one worker: its socket, what it prints, and answers as they come in pieces."""
+"""The agent's end of one worker: commands, what it prints, and answers as they come in pieces.
+
+Answers come on a socket of their own: taking one in would wake the worker, if it waited for its
+next command on the same socket."""
 
 import marshal
 import os
@@ -71,12 +74,13 @@ class Stream(object):
 class WorkerIO(object):
     """number: the host's for it. place: of its ticket on the board. nonce: in its environment."""
 
-    def __init__(self, number, place, nonce, sock, out, err):
-        # type: (int, int, str, socket.socket, int, int) -> None
+    def __init__(self, number, place, nonce, sock, replies, out, err):
+        # type: (int, int, str, socket.socket, socket.socket, int, int) -> None
         self.number = number
         self.place = place
         self.nonce = nonce
         self.sock = sock
+        self.replies = replies
         self.sender = links.Sender(sock)
         self.streams = (Stream(1, out), Stream(2, err))
         self.pid = 0
@@ -93,21 +97,27 @@ class WorkerIO(object):
     @classmethod
     def make(cls, number, place, nonce):
         # type: (int, int, str) -> Tuple[WorkerIO, List[int]]
-        """It, and the descriptors for the worker: socket, stdout, stderr. Raises OSError."""
+        """It, and the descriptors for the worker: commands, answers, stdout, stderr.
+
+        Raises OSError."""
         opened = []  # type: List[int]
         try:
             for _ in range(2):
                 opened += os.pipe()
-            ours, theirs = links.pair()
+            for _ in range(2):
+                opened += [end.detach() for end in links.pair()]
         except OSError:
             for fd in opened:
                 os.close(fd)
             raise
-        ours.setblocking(False)
-        out, out_end, err, err_end = opened
+        out, out_end, err, err_end, sock, sock_end, replies, replies_end = opened
         for fd in (out, err):
             os.set_blocking(fd, False)
-        return cls(number, place, nonce, ours, out, err), [theirs.detach(), out_end, err_end]
+        ours = [links.adopt(fd) for fd in (sock, replies)]
+        for end in ours:
+            end.setblocking(False)
+        theirs = [sock_end, replies_end, out_end, err_end]
+        return cls(number, place, nonce, ours[0], ours[1], out, err), theirs
 
     def last_words(self):
         # type: () -> str
@@ -116,6 +126,7 @@ class WorkerIO(object):
     def close(self):
         # type: () -> None
         self.sender.close()
+        self.replies.close()
         for stream in self.streams:
             os.close(stream.fd)
 
@@ -126,11 +137,11 @@ class WorkerIO(object):
         Raises MemoryError if there is no room for one."""
         try:
             if self._large is not None:
-                if not self._large.fill(self.sock):
+                if not self._large.fill(self.replies):
                     return []
                 large, self._large = self._large, None
                 return [large.answer()]
-            data = self.sock.recv(_READ)
+            data = self.replies.recv(_READ)
         except (BlockingIOError, InterruptedError):
             return []
         except OSError:
