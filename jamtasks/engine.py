@@ -229,6 +229,7 @@ class Engine:
             if call.over:
                 return
             call.over = True
+            call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)
             held = {action.host: action.tasks for action in call.scheduler.abandon()}
             for link in self.links.values():
@@ -358,9 +359,11 @@ class Engine:
                     link = self.links[str(action.host)]
                     if link.session is not None:
                         todo.append((call, link, link.session, action))
+            busy = {id(link) for _, link, _, action in todo if isinstance(action, plan.Assign)}
             for link in self.links.values():
-                if link.session is not None and link.session.has_control():
-                    flush[id(link)] = (link, link.session)
+                session = link.session
+                if session is not None and session.has_control() and id(link) not in busy:
+                    flush[id(link)] = (link, session)
         for call, link, session, action in todo:
             try:
                 self._send(call, link, session, action)

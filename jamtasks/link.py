@@ -158,23 +158,27 @@ class Link:
 
     def _received(self, session: Session, data: Buffer) -> None:
         engine = self.engine
-        outputs: list[tuple[Call | None, wire.Output]] = []
         with engine.lock:
             now = time.monotonic()
-            for message in session.receive(data, now):
-                if isinstance(message, wire.Output):
-                    outputs.append((engine.calls.get(message.call), message))
-                else:
+            messages = session.receive(data, now)
+        # what a task printed is shown before its answer can end the run
+        for message in messages:
+            if isinstance(message, wire.Output):
+                engine.on_output(self.label, message)
+        with engine.lock:
+            for message in messages:
+                if not isinstance(message, wire.Output):
                     engine.handle(self, session, message, now)
             if session.has_blobs():
                 self._wake.notify_all()
-        engine.dispatch()
-        for _, message in outputs:
-            engine.on_output(self.label, message)
-        with engine.lock:
-            for call in list(engine.calls.values()):
-                if call.lag > LAG_MAX:
-                    engine.changed.wait_for(partial(self._caught_up, call))
+            # after the last answer of a call the folding thread goes first: it waits for us
+            more = session.has_control() or not all(c.settled for c in engine.calls.values())
+            lagging = [call for call in engine.calls.values() if call.lag > LAG_MAX]
+        if more:
+            engine.dispatch()
+        for call in lagging:
+            with engine.lock:
+                engine.changed.wait_for(partial(self._caught_up, call))
 
     def _caught_up(self, call: Call) -> bool:
         return call.lag <= LAG_MAX // 2 or call.settled or self.engine.closing

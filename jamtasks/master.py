@@ -21,7 +21,7 @@ from worker_payload.wire import Buffer
 
 from . import scheduler as plan
 from .engine import Call, Engine
-from .errors import EncodingError, ModuleError, TaskFailed, UsageError
+from .errors import EncodingError, HostError, ModuleError, TaskFailed, UsageError
 from .link import Link
 from .report import FailedSlice, HostReport, RunReport
 
@@ -73,6 +73,7 @@ class Master:
         self._progress = progress
         self._printer = _Printer(on_output or _print_output)
         self._last_run: RunReport | None = None
+        self._report: Callable[[], RunReport] | None = None  # makes it, when somebody asks
         self._reasons: list[str] = []
         self._engine = Engine(
             self._specs,
@@ -108,6 +109,8 @@ class Master:
     @property
     def last_run(self) -> RunReport:
         """The report of the last `run`, also of one that failed. Raises UsageError before any."""
+        if self._report is not None:
+            self._last_run, self._report = self._report(), None
         if self._last_run is None:
             raise UsageError("no run has been made with this Master yet")
         return self._last_run
@@ -122,7 +125,7 @@ class Master:
     def hosts(self) -> tuple[HostReport, ...]:
         """The hosts as they are now."""
         with self._engine.lock:
-            return tuple(self._host_report(link, None) for link in self._engine.links.values())
+            return tuple(_host_report(seen, None) for seen in self._seen())
 
     # --- a map call ------------------------------------------------------------------------
 
@@ -255,17 +258,17 @@ class Master:
             engine.submit(call, links, pinned=call.slice_of is None)
             if self._progress is not None:
                 self._progress(0, call.scheduler.tasks, 0)
-            while True:
-                batch, failed = self._next_batch(call)
+            more = True
+            while more:
+                batch, failed, more = self._next_batch(call)
                 for task, host, segments in batch:
                     decode = functools.partial(_decode, bundle.modules, host, task)
                     fold.add(task, segments, decode)
                 for failure in failed:
                     fold.skip(failure.slice)
-                with engine.lock:
-                    call.head_only = fold.next if fold.full else None
-                if not batch and not failed:
-                    break
+                if more:
+                    with engine.lock:
+                        call.head_only = fold.next if fold.full else None
                 if self._progress is not None:
                     self._progress(call.scheduler.done, call.scheduler.tasks, len(call.failures))
             if call.failures and len(call.failures) == call.scheduler.tasks:
@@ -275,12 +278,16 @@ class Master:
             engine.finish(call)
             self._printer.end(call.id)
             fold.close()
-            self._last_run = self._run_report(call, links, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            with engine.lock:
+                self._report = functools.partial(_run_report, call, self._seen(), seconds)
 
     def _next_batch(
         self, call: Call
-    ) -> tuple[list[tuple[int, str, list[Buffer]]], list[TaskFailed]]:
-        """Answers to fold; empty lists when the call is over. Raises the call's error."""
+    ) -> tuple[list[tuple[int, str, list[Buffer]]], list[TaskFailed], bool]:
+        """Answers to fold, slices that failed, and whether there may be more of either.
+
+        Raises the call's error."""
         engine = self._engine
         gone_since: float | None = None
         seen = call.failures_seen
@@ -294,10 +301,12 @@ class Master:
                     call.lag = 0
                     call.failures_seen = len(call.failures)
                     engine.changed.notify_all()
-                    return batch, call.failures[seen:]
+                    return batch, call.failures[seen:], not call.settled
                 if call.settled:
-                    return [], []
+                    return [], [], False
                 engine.changed.wait(POLL)
+                if call.error is not None or call.results or call.settled:
+                    continue
                 if any(label in call.scheduler for label in engine.links):
                     gone_since = None
                     continue
@@ -309,48 +318,57 @@ class Master:
 
     # --- reports ---------------------------------------------------------------------------
 
-    def _host_report(self, link: Link, call: Call | None) -> HostReport:
-        welcome = link.welcome or link.last_welcome
-        notes = list(link.notes)
-        if link.error is not None:
-            notes.append(link.error.reason)
-        elif link.state == "connecting":
-            notes.append("no answer yet")
-        named = call.named.get(link.label, 0) if call else 0
-        sent = call.sent.get(link.label, 0) if call else 0
-        return HostReport(
-            name=link.label,
-            state=link.state,
-            workers=link.workers,
-            python=welcome.python if welcome else "",
-            numpy=welcome.numpy if welcome else "",
-            tasks=call.finished_by.get(link.label, 0) if call else 0,
-            bytes_sent=sent,
-            bytes_cached=max(0, named - sent),
-            note="; ".join(notes),
-        )
+    def _seen(self) -> list[_Seen]:
+        """The hosts now; under the engine's lock. A report is made of it later, if at all."""
+        return [
+            (link, link.state, link.error, len(link.notes)) for link in self._engine.links.values()
+        ]
 
-    def _run_report(self, call: Call, links: Sequence[Link], seconds: float) -> RunReport:
-        with self._engine.lock:
-            hosts = tuple(self._host_report(link, call) for link in self._engine.links.values())
-            notes = list(call.notes)
-            if call.scheduler.moved:
-                moved = ", ".join(map(str, sorted(call.scheduler.moved)))
-                notes.append(f"calls of a lost host ran elsewhere: {moved}")
-        return RunReport(
-            slices=call.scheduler.tasks,
-            workers=sum(host.workers for host in hosts if host.state == "up" or host.tasks),
-            hosts=hosts,
-            seconds=seconds,
-            bytes_sent=sum(host.bytes_sent for host in hosts),
-            bytes_cached=sum(host.bytes_cached for host in hosts),
-            retried=call.scheduler.retried,
-            notes=tuple(notes),
-            failed=tuple(
-                FailedSlice(error.slice, error.host, error.type, error.detail, error.traceback)
-                for error in sorted(call.failures, key=lambda error: error.slice)
-            ),
-        )
+
+_Seen = tuple[Link, str, HostError | None, int]  # state, error, how many notes
+
+
+def _host_report(seen: _Seen, call: Call | None) -> HostReport:
+    link, state, error, count = seen
+    welcome = link.welcome or link.last_welcome
+    notes = link.notes[:count]
+    if error is not None:
+        notes.append(error.reason)
+    named = call.named.get(link.label, 0) if call else 0
+    sent = call.sent.get(link.label, 0) if call else 0
+    return HostReport(
+        name=link.label,
+        state=state,
+        workers=link.workers,
+        python=welcome.python if welcome else "",
+        numpy=welcome.numpy if welcome else "",
+        tasks=call.finished_by.get(link.label, 0) if call else 0,
+        bytes_sent=sent,
+        bytes_cached=max(0, named - sent),
+        note="; ".join(notes),
+    )
+
+
+def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
+    hosts = tuple(_host_report(one, call) for one in seen)
+    notes = list(call.notes)
+    if call.scheduler.moved:
+        moved = ", ".join(map(str, sorted(call.scheduler.moved)))
+        notes.append(f"calls of a lost host ran elsewhere: {moved}")
+    return RunReport(
+        slices=call.scheduler.tasks,
+        workers=sum(host.workers for host in hosts if host.state == "up" or host.tasks),
+        hosts=hosts,
+        seconds=seconds,
+        bytes_sent=sum(host.bytes_sent for host in hosts),
+        bytes_cached=sum(host.bytes_cached for host in hosts),
+        retried=call.scheduler.retried,
+        notes=tuple(notes),
+        failed=tuple(
+            FailedSlice(error.slice, error.host, error.type, error.detail, error.traceback)
+            for error in sorted(call.failures, key=lambda error: error.slice)
+        ),
+    )
 
 
 # --- params ------------------------------------------------------------------------------------
