@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import stat
@@ -248,6 +249,7 @@ def _nothing_stays_open() -> Iterator[None]:
             return
         if time.monotonic() > deadline:
             break
+        gc.collect()  # an exception and what its frames hold may be a cycle
         time.sleep(0.02)
     names = [f"thread {thread.name}" for thread in more_threads]
     pytest.fail("left open: " + ", ".join(names + [f"{n} {t}" for n, t in more.items()]))
