@@ -32,6 +32,7 @@ TICK = 0.5
 PATIENCE = 4.0  # the longest that a host took to answer, times this, is waited for the others
 PATIENCE_MIN = 5.0  # seconds
 CLOSE_SECONDS = 0.5  # for a thread that is still connecting: then it ends by itself
+HOLDS_MAX = 200_000  # digests per host, remembered so that slices go back to where they are
 FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
@@ -413,6 +414,9 @@ class Engine:
             for ref in refs:
                 if session.offer(call.id, ref.digest, ref.size, ref.parts, of_slice=True):
                     call.named[link.label] = call.named.get(link.label, 0) + ref.size
+                    link.holds[ref.digest] = None
+            while len(link.holds) > HOLDS_MAX:
+                del link.holds[next(iter(link.holds))]
             session.send(wire.Task(call.id, tasks))
         link.flush(session)
 

@@ -39,6 +39,7 @@ class Link:
         self.answers: dict[tuple[str, ...], tuple[str, ...]] = {}  # Require -> Lacks
         self.asked: dict[int, tuple[str, ...]] = {}
         self.notes: list[str] = []
+        self.holds: dict[str, None] = {}  # digests of slices that it was given, oldest first
         self.last_welcome: wire.Welcome | None = None
         self.took: float | None = None  # seconds until it first was up
         self.last_heard = 0.0

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INLINE_PARAMS = 32 << 10  # bytes: larger params travel as a blob, one copy per host
 _TASK = operator.itemgetter(0)
+MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
 POLL = 1.0  # seconds between looks at what has no event of its own
 
 Progress = Callable[[int, int, int], None]
@@ -232,7 +233,16 @@ class Master:
         if params.begin_digest:
             blobs.append((params.begin_digest, params.size, lambda: params.parts))
         count = len(slices) if slices is not None else sum(link.workers for link in links)
-        sched = plan.Scheduler(count, speculate=speculate and slices is not None)
+        homes: dict[int, str] = {}
+        move_seconds = 0.0
+        if slices is not None and len(links) > 1:
+            homes, move_seconds = _homes(slices, links)
+        sched = plan.Scheduler(
+            count,
+            speculate=speculate and slices is not None,
+            homes=homes,
+            move_seconds=move_seconds,
+        )
         return Call(
             id=ident,
             begin=wire.Begin(
@@ -369,6 +379,21 @@ def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
             for error in sorted(call.failures, key=lambda error: error.slice)
         ),
     )
+
+
+def _homes(slices: Slices, links: Sequence[Link]) -> tuple[dict[int, str], float]:
+    """Which slices lie at which host already, and how long it takes to send one elsewhere."""
+    homes: dict[int, str] = {}
+    size = 0
+    for index in range(len(slices)):
+        sealed = slices.peek(index)
+        if sealed is not None:
+            size = max(size, sealed.size)
+            for link in links:
+                if sealed.digest in link.holds:
+                    homes[index] = link.label
+                    break
+    return homes, MOVE_SECONDS + size / MOVE_RATE
 
 
 # --- params ------------------------------------------------------------------------------------

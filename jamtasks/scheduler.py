@@ -10,7 +10,8 @@ The rules:
 * A host holds as many tasks as it has workers, and enough on top to be busy for `horizon` seconds.
 * A host with an idle worker takes queued tasks from the longest queue, then has tasks revoked that
   others hold but have not started, then (if allowed) runs a second copy of a task that takes much
-  longer than its like. The first answer wins.
+  longer than its like. The first answer wins. Where moving a task costs `move_seconds`, because
+  its data would have to be sent, it moves only if it would wait longer where it is.
 * A worker's or host's death returns its tasks. A task that has killed `max_kills` workers is given
   up; the death of a host is not held against its tasks.
 * Pinned tasks (no dataset: call i belongs to worker i) stay where they are until that host is lost.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_KILLS = 3
@@ -80,18 +81,31 @@ class _Host:
     held: dict[int, float] = field(default_factory=dict)  # task -> when it was assigned
     asked: deque[tuple[int, ...]] = field(default_factory=deque)  # revocations not yet answered
     started: dict[int, float] = field(default_factory=dict)  # tasks it said are running
+    answered: bool = True  # since `progress`, which is when it last got on, as far as we looked
+    progress: float = 0.0
 
 
 class Scheduler:
     """One map call over hosts that come and go.
 
-    tasks: how many, numbered from 0. speculate: whether slow tasks may run twice."""
+    tasks: how many, numbered from 0. speculate: whether slow tasks may run twice. move_seconds:
+    what it costs to run a task elsewhere than at home. homes: where tasks should be at home."""
 
-    def __init__(self, tasks: int, *, speculate: bool = True, max_kills: int = MAX_KILLS):
+    def __init__(
+        self,
+        tasks: int,
+        *,
+        speculate: bool = True,
+        max_kills: int = MAX_KILLS,
+        move_seconds: float = 0.0,
+        homes: Mapping[int, HostId] | None = None,
+    ):
         self.tasks = tasks
         self.retried = 0
         self._speculate = speculate
         self._max_kills = max_kills
+        self._move_seconds = move_seconds
+        self._homes = homes or {}
         self._hosts: dict[HostId, _Host] = {}
         self._homeless: deque[int] = deque(range(tasks))  # tasks that no living host has queued
         self._pinned: dict[int, tuple[HostId, int]] = {}
@@ -162,6 +176,8 @@ class Scheduler:
         self._done[task] = 1
         self._left -= 1
         self._sample(seconds)
+        if host in self._hosts:
+            self._hosts[host].answered = True
         for holder in self._holders.pop(task, ()):
             self._drop(self._hosts[holder], task)
             if holder != host:
@@ -202,12 +218,22 @@ class Scheduler:
         """What to send now. only: hand out this task and no other (the fold waits for it)."""
         out: list[Action] = list(self._cancels)
         self._cancels.clear()
+        for host in self._hosts.values():
+            if host.answered or not host.held:
+                host.answered, host.progress = False, now
+        given: dict[HostId, list[int]] = {}
         for name, host in self._hosts.items():
-            chosen = self._fill(name, host, only)
+            given[name] = self._take_only(name, host, only) if only is not None else []
+            if only is None:
+                given[name] = self._take_own(host)
+            self._hold(name, host, given[name], now)
+        if only is None and not self._pinned:
+            for name, host in self._hosts.items():  # after all have taken what is theirs
+                stolen = self._steal(host, now)
+                given[name] += stolen
+                self._hold(name, host, stolen, now)
+        for name, chosen in given.items():
             if chosen:
-                for task in chosen:
-                    host.held[task] = now
-                    self._holders.setdefault(task, []).append(name)
                 workers: tuple[int | None, ...] = (None,) * len(chosen)
                 if self._pinned:
                     workers = tuple(self._pinned.get(task, (None, None))[1] for task in chosen)
@@ -268,6 +294,10 @@ class Scheduler:
             for host in self._hosts.values():
                 host.queue.clear()
             self._homeless = deque(range(self.tasks))
+            for task, name in self._homes.items():
+                if name in self._hosts:
+                    self._homeless.remove(task)
+                    self._hosts[name].queue.append(task)
         tasks = list(self._homeless)
         self._homeless.clear()
         total = sum(host.workers for host in self._hosts.values())
@@ -298,31 +328,43 @@ class Scheduler:
             ahead = max(1, min(MAX_AHEAD, int(host.horizon / max(self._mean, 1e-6))))
         return host.workers * (1 + ahead)
 
-    def _fill(self, name: HostId, host: _Host, only: int | None) -> list[int]:
-        """Tasks to hand to this host now, taken out of the queues."""
-        if only is not None:
-            return self._take_only(name, host, only)
-        room = self._limit(host) - len(host.held)
-        if self._pinned:
-            room = len(host.queue)
+    def _hold(self, name: HostId, host: _Host, tasks: Sequence[int], now: float) -> None:
+        for task in tasks:
+            host.held[task] = now
+            self._holders.setdefault(task, []).append(name)
+
+    def _take_own(self, host: _Host) -> list[int]:
+        """Tasks out of a host's own queue, as many as it may hold."""
+        room = len(host.queue) if self._pinned else self._limit(host) - len(host.held)
         chosen: list[int] = []
-        queue = host.queue
-        while room > 0 and queue:
-            task = queue.popleft()
+        while room > 0 and host.queue:
+            task = host.queue.popleft()
             if not self._done[task]:
                 chosen.append(task)
                 room -= 1
+        return chosen
+
+    def _steal(self, host: _Host, now: float) -> list[int]:
+        """Tasks out of the longest queues, for a host that has idle workers."""
+        chosen: list[int] = []
+        room = self._limit(host) - len(host.held)
         while room > 0 and len(host.held) + len(chosen) < host.workers:
             victim = max(self._hosts.values(), key=lambda other: len(other.queue))
-            if not victim.queue or self._pinned:
+            if not victim.queue or not self._worth_moving(victim, now):
                 break
-            share = max(1, min(room, len(victim.queue) // 2))
-            for _ in range(share):
+            for _ in range(max(1, min(room, len(victim.queue) // 2))):
                 task = victim.queue.pop()
                 if not self._done[task]:
                     chosen.append(task)
                     room -= 1
         return chosen
+
+    def _worth_moving(self, victim: _Host, now: float) -> bool:
+        """Whether a task would wait longer at this host than it costs to move it."""
+        if not self._move_seconds:
+            return True
+        queued = (len(victim.held) + len(victim.queue)) / victim.workers * (self._mean or 0.0)
+        return max(queued, now - victim.progress) > self._move_seconds
 
     def _take_only(self, name: HostId, host: _Host, only: int) -> list[int]:
         if self._done[only] or len(host.held) >= self._limit(host):
@@ -345,11 +387,11 @@ class Scheduler:
             idle = host.workers - len(host.held)
             if idle <= 0:
                 continue
-            idle -= self._revoke_for(name, idle, out)
+            idle -= self._revoke_for(name, idle, now, out)
             if idle > 0 and self._speculate:
                 self._copy_for(name, host, idle, now, out)
 
-    def _revoke_for(self, name: HostId, idle: int, out: list[Action]) -> int:
+    def _revoke_for(self, name: HostId, idle: int, now: float, out: list[Action]) -> int:
         asked = 0
         under_way = sum(len(tasks) for host in self._hosts.values() for tasks in host.asked)
         idle -= under_way
@@ -357,7 +399,7 @@ class Scheduler:
             spare = [
                 (len(other.held) - sum(map(len, other.asked)) - other.workers, key)
                 for key, other in self._hosts.items()
-                if key != name
+                if key != name and self._worth_moving(other, now)
             ]
             surplus, key = max(spare, default=(0, None), key=lambda pair: pair[0])
             if key is None or surplus <= 0:

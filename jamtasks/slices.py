@@ -132,6 +132,10 @@ class Slices(Sequence[SliceRef]):
             raise IndexError(f"slice {index} of {self._count}")
         return SliceRef(self, index % self._count)
 
+    def peek(self, index: int) -> Sealed | None:
+        """Digest and size of a slice if they are known without reading it."""
+        return self._known.get(self._key(index))
+
     def sealed(self, index: int) -> Sealed:
         """Digest and size of a slice; may be called from any thread."""
         sealed = self._known.get(self._key(index))

@@ -368,6 +368,18 @@ def test_two_hosts_share_the_work(hosts, module):
     assert len(homes) == 2 and sum(homes.values()) == 64
 
 
+def test_a_second_run_over_two_hosts_sends_nothing_again(hosts, module):
+    name = module("def mapfunc(params, rows):\n    return rows.sum()\n")
+    matrix = numpy.arange(400_000.0).reshape(4000, 100)
+    with Master(list(hosts)) as master:
+        data = DataSet(matrix)
+        assert master.run(name, None, data) == matrix.sum()
+        assert master.last_run.bytes_sent >= matrix.nbytes
+        for _ in range(3):
+            assert master.run(name, None, data) == matrix.sum()
+            assert master.last_run.bytes_sent == 0
+
+
 def test_a_dead_host_is_named_and_the_others_do_the_work(lab, ssh, module):
     lab.host("lab1")
     gone = lab.host("lab2", key="host2")

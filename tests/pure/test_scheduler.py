@@ -158,6 +158,36 @@ def test_pinned_tasks_stay_with_their_worker_until_its_host_is_lost():
     assert sched.moved == {2, 3}
 
 
+def test_tasks_go_where_their_data_is():
+    sched = Scheduler(6, homes={0: "b", 1: "b", 2: "b", 5: "a", 4: "gone"}, move_seconds=1.0)
+    sched.add_host("a", 3)
+    sched.add_host("b", 3)
+    given = assigned(sched.actions(0.0))
+    assert {5, 3} <= set(given["a"]) and {0, 1, 2, 4} <= set(given["b"])
+
+
+def test_a_task_moves_only_if_it_would_wait_longer_where_it_is():
+    def stolen(seconds, now):
+        sched = Scheduler(40, move_seconds=1.0, speculate=False)
+        sched.add_host("a", 1)
+        sched.add_host("b", 1)
+        given = assigned(sched.actions(0.0))
+        while given.get("b"):
+            for task in given["b"]:
+                sched.finished("b", task, seconds)
+            actions = sched.actions(now)
+            given = assigned(actions)
+            if any(isinstance(action, Revoke) for action in actions):
+                return True
+            if any(task < 20 for task in given.get("b", [])):
+                return True
+        return False
+
+    assert stolen(0.5, now=0.0), "18 tasks of half a second wait at a"
+    assert not stolen(0.001, now=0.0)
+    assert stolen(0.001, now=2.0), "but a has not got on for two seconds"
+
+
 def test_short_tasks_are_held_ahead_and_long_ones_are_not():
     def held(seconds):
         sched = Scheduler(10_000)
