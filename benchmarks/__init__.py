@@ -1,1 +1,1 @@
-"""Speed, as ratios against peers and limits measured in the same run. `inv bench NAME` runs one."""
+"""Speed, as ratios against peers and limits measured in the same run: `inv bench`."""

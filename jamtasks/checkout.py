@@ -82,7 +82,7 @@ BENCHMARKS = {
 
 
 @task(
-    positional=["name"],
+    positional=[],  # Invoke knows no positional word that may be left out
     auto_shortflags=False,
     help={
         "name": "One of "

@@ -7,7 +7,7 @@ import textwrap
 import numpy
 import pytest
 
-from jamtasks import arguments, cli, console, fleet, master, progress, report
+from jamtasks import arguments, checkout, cli, console, fleet, master, progress, report
 from jamtasks.errors import NoHostsError, ReduceError, TaskFailed
 from jamtasks.report import FailedSlice, HostReport, RunReport
 
@@ -372,6 +372,10 @@ def test_wrong_use_exits_with_2(jam):
     assert jam("nonsense")[0] == 2
     assert jam("map", "x", "--nonsense")[0] == 2
     assert jam("--help", "nonsense")[0] == 2
+
+
+def test_bench_may_be_called_without_a_name():
+    assert not [argument.name for argument in checkout.bench.get_arguments() if argument.positional]
 
 
 def test_list_and_version(jam):
