@@ -138,7 +138,7 @@ class NumpyMatrixFileDataSet(NumpyMatrixDataSet):
                     self.path, dtype, delimiter=delimiter, skiprows=skiprows, ndmin=2
                 )
         except (ValueError, OSError) as error:
-            hint = "a heading? skiprows=1" if not skiprows else None
+            hint = None if skiprows else "a heading? NumpyMatrixFileDataSet(name, skiprows=1)"
             raise DataSetError(f"{self.path} holds no matrix: {error}", hint) from error
         if not matrix.size:
             raise DataSetError(f"{self.path} is empty")

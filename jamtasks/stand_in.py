@@ -15,7 +15,8 @@ _HEAD = '''\
 
 def _refuse(name):
     raise RuntimeError(
-        "%s belongs to the program that calls Master.run: a map function cannot use it" % name
+        "%s belongs to the program that calls Master.run: a map function cannot use it, and a "
+        "script, which hosts import too, uses it under `if __name__ == '__main__':` only" % name
     )
 
 
