@@ -12,7 +12,7 @@ from typing import Any
 
 from invoke.exceptions import Exit
 
-from .errors import JamError, TaskFailed
+from .errors import JamError, TaskFailed, UsageError
 
 INTERRUPTED = 130
 
@@ -25,6 +25,7 @@ def command(body: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(body)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+            _check_streams()
             code = body(*args, **kwargs) or 0
         except KeyboardInterrupt:
             note("interrupted")
@@ -37,6 +38,23 @@ def command(body: Callable[..., int | None]) -> Callable[..., None]:
             raise Exit(code=code)
 
     return wrapper
+
+
+def _check_streams() -> None:
+    """Python has None for what is closed, and the next file opened would take its number.
+
+    Raises UsageError if results had nowhere to go."""
+    there = sys.stdin, sys.stdout, sys.stderr
+    for number, stream in enumerate(there):
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        raise UsageError("stdout is closed", "send results that nobody wants to /dev/null")
 
 
 def complain(error: Exception, *, debug: bool = False) -> int:

@@ -368,6 +368,20 @@ def test_ctrl_c_is_130_and_ends_the_work(shell):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("closed", "code"), [("<&-", 0), ("2>&-", 0), (">&-", 2), ("<&- 2>&- >&-", 2)]
+)
+def test_closed_standard_streams(shell, closed, code):
+    """As cron and some daemons start programs."""
+    line = f'exec "$@" {closed}'
+    found = shell.run("/bin/sh", "-c", line, "sh", *JAM, "map", "examples.sum_matrix")
+    assert found[0] == code
+    if code:
+        assert found[2] == "" if "2>" in closed else "jam: stdout is closed" in found[2]
+    else:
+        assert found[1].endswith("equal\n")
+
+
 def test_a_reader_that_goes_is_no_error(shell):
     name = shell.module("good", "def mapfunc(p, d): return 1\ndef report(r): print('x' * 10**6)\n")
     process = shell.start(*JAM, "map", name, "--quiet")
