@@ -344,6 +344,8 @@ def _host_report(seen: _Seen, call: Call | None) -> HostReport:
     notes = link.notes[:count]
     if error is not None:
         notes.append(error.reason)
+    elif state == "connecting":
+        notes.append("no answer yet")
     named = call.named.get(link.label, 0) if call else 0
     sent = call.sent.get(link.label, 0) if call else 0
     return HostReport(
@@ -382,17 +384,23 @@ def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
 
 
 def _homes(slices: Slices, links: Sequence[Link]) -> tuple[dict[int, str], float]:
-    """Which slices lie at which host already, and how long it takes to send one elsewhere."""
+    """Which slices lie at which host already, and how long it takes to send one elsewhere.
+
+    What lies at several hosts is shared out: after one of them was away, the others have it all."""
+    known = [slices.peek(index) for index in range(len(slices))]
+    holders = {
+        index: [link for link in links if sealed.digest in link.holds]
+        for index, sealed in enumerate(known)
+        if sealed is not None
+    }
+    load = dict.fromkeys(links, 0)
     homes: dict[int, str] = {}
-    size = 0
-    for index in range(len(slices)):
-        sealed = slices.peek(index)
-        if sealed is not None:
-            size = max(size, sealed.size)
-            for link in links:
-                if sealed.digest in link.holds:
-                    homes[index] = link.label
-                    break
+    for index in sorted(holders, key=lambda index: len(holders[index])):  # no choice: first
+        if holders[index]:
+            home = min(holders[index], key=lambda link: load[link] / max(1, link.workers))
+            load[home] += 1
+            homes[index] = home.label
+    size = max((sealed.size for sealed in known if sealed is not None), default=0)
     return homes, MOVE_SECONDS + size / MOVE_RATE
 
 

@@ -293,11 +293,10 @@ class Scheduler:
         if not self._holders and not self.done and not self._pinned:
             for host in self._hosts.values():
                 host.queue.clear()
-            self._homeless = deque(range(self.tasks))
-            for task, name in self._homes.items():
-                if name in self._hosts:
-                    self._homeless.remove(task)
-                    self._hosts[name].queue.append(task)
+            self._homeless.clear()
+            for task in range(self.tasks):
+                home = self._hosts.get(self._homes.get(task))
+                (self._homeless if home is None else home.queue).append(task)
         tasks = list(self._homeless)
         self._homeless.clear()
         total = sum(host.workers for host in self._hosts.values())

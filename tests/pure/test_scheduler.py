@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -164,6 +166,17 @@ def test_tasks_go_where_their_data_is():
     sched.add_host("b", 3)
     given = assigned(sched.actions(0.0))
     assert {5, 3} <= set(given["a"]) and {0, 1, 2, 4} <= set(given["b"])
+
+
+def test_many_tasks_find_their_homes_at_once():
+    homes = {task: "ab"[task % 2] for task in reversed(range(50_000))}
+    began = time.perf_counter()
+    sched = Scheduler(50_000, homes=homes, move_seconds=1.0)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    assert time.perf_counter() - began < 1.0  # half a minute, looking each one up
+    given = assigned(sched.actions(0.0))
+    assert (given["a"][0], given["b"][0]) == (0, 1)
 
 
 def test_a_task_moves_only_if_it_would_wait_longer_where_it_is():
