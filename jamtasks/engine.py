@@ -298,6 +298,8 @@ class Engine:
     def _of_call(self, call: Call, link: Link, message: Any, now: float) -> None:
         sched, host = call.scheduler, link.label
         tell = True
+        if isinstance(message, (wire.Result, wire.Failure)):
+            link.answered += 1
         if isinstance(message, wire.Result):
             position = 0
             for task, _worker, count, seconds in message.tasks:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 READ_SIZE = 1 << 20
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost host
+FRUITLESS_MAX = 5  # times that a host may be lost in a row, during runs, without a single answer
 LAG_MAX = 64 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
 JOIN_SECONDS = 5.0
 
@@ -42,6 +43,7 @@ class Link:
         self.holds: dict[str, None] = {}  # digests of slices that it was given, oldest first
         self.last_welcome: wire.Welcome | None = None
         self.took: float | None = None  # seconds until it first was up
+        self.answered = 0  # tasks, over all connections
         self.last_heard = 0.0
         self.reading = False  # silence counts only while somebody listens
         self._wake = threading.Condition(engine.lock)
@@ -67,7 +69,7 @@ class Link:
         self._thread.start()
 
     def _live(self) -> None:
-        engine, pause = self.engine, RETRY_FIRST
+        engine, pause, fruitless = self.engine, RETRY_FIRST, 0
         while not engine.closing:
             try:
                 attached = engine.attach(self.spec)
@@ -87,9 +89,21 @@ class Link:
                     engine.changed.notify_all()
                 return
             else:
-                began = time.monotonic()
+                began, answers = time.monotonic(), self.answered
                 reason = self._serve(attached)
+                if engine.calls and self.answered == answers:
+                    fruitless += 1
+                else:
+                    fruitless = 0
                 self._lose(reason)
+                if fruitless >= FRUITLESS_MAX:
+                    with engine.lock:
+                        self.state = "unreachable"
+                        self.error = HostError(
+                            self.label, f"lost {fruitless} times without an answer: {reason}"
+                        )
+                        engine.changed.notify_all()
+                    return
                 if time.monotonic() - began > RETRY_MAX:
                     pause = RETRY_FIRST
             # the pause is full of jitter: hosts lost together do not come back together

@@ -23,7 +23,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set
 from worker_payload import layout, limits, links, procs, records, template, wire
 from worker_payload.channel import Channel
 from worker_payload.gate import Gate
-from worker_payload.host import Host
+from worker_payload.host import CREDIT_SECONDS, Host
 from worker_payload.keeping import Keeping
 from worker_payload.lost import Obituary
 from worker_payload.store import Store
@@ -163,6 +163,8 @@ class Agent(object):
     def _pace(self):
         # type: () -> float
         """Seconds between ticks."""
+        if self._host.owes():
+            return CREDIT_SECONDS
         if not self._host.busy():
             return 0.1 if self._greeting else 0.5
         return 0.01 if self._host.crowded() else 0.1

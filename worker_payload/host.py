@@ -46,6 +46,8 @@ FIRST_MASTER = 15.0  # an agent that nobody attaches to waits at least so long
 ESTIMATES = 64  # map functions whose time per task is remembered from call to call
 
 
+CREDIT_BYTES = 1 << 20  # taken in, of which a master is told at once; of less it is told
+CREDIT_SECONDS = 0.005  # after this time
 PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
 PATIENT_SECONDS = 200e-6  # that a task may take for that
 
@@ -83,6 +85,11 @@ class Host(Blobs):
                 return 0.0
             total = max(total, call.estimate or 0.0)
         return waiting * (total + HAND_COST)
+
+    def owes(self):
+        # type: () -> bool
+        """Whether a master is to be told of credit before long."""
+        return bool(self._credits)
 
     def crowded(self):
         # type: () -> bool
@@ -451,10 +458,17 @@ class Host(Blobs):
         for call, (items, segments) in self._results.items():
             self._send(call.master, wire.Result(call.id, items, segments))
         self._results.clear()
-        for master in self._credits:
-            self._send(master, wire.Credit(master.credit))
-            master.credit = 0
-        self._credits.clear()
+        if self._credits:
+            self._give_credit()
+
+    def _give_credit(self):
+        # type: () -> None
+        """Not for every piece: the master has better to do than to read of each."""
+        for master in list(self._credits):
+            if master.credit >= CREDIT_BYTES or self.now - master.credited >= CREDIT_SECONDS:
+                self._send(master, wire.Credit(master.credit))
+                master.credit, master.credited = 0, self.now
+                self._credits.discard(master)
 
     def __repr__(self):
         # type: () -> str

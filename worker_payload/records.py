@@ -137,6 +137,7 @@ class Master(object):
         self.heard = now
         self.said = now
         self.credit = 0
+        self.credited = float("-inf")  # when it was last told of credit
         self.turn = 0
 
 
