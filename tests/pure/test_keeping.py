@@ -51,6 +51,7 @@ class Agent:
         self.act()
 
     def act(self) -> None:
+        self.host.now += 1.0  # long enough for any credit to be told
         doing = {
             records.Look: self.keeping.look,
             records.Keep: self.keeping.keep,
