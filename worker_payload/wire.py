@@ -387,7 +387,22 @@ def register(kind, cls, checks):
 
 # --- encode ------------------------------------------------------------------------------------
 
-_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=True).encode
+
+def _make_dumps():
+    # type: () -> Any
+    """JSON text of a list or tuple. The encoder in C is made once: json makes one per call, which
+    takes longer than most of our headers."""
+    slow = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # PyPy
+        return slow.encode
+    text = json.encoder.encode_basestring_ascii
+    chunks = make(None, slow.default, text, None, ":", ",", False, False, True)
+    return lambda value: "".join(chunks(value, 0))
+
+
+_dumps = _make_dumps()
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def encode(message):
@@ -424,10 +439,15 @@ def _parse(kind, header, segments):
     # type: (int, bytes, List[bytearray]) -> Message
     cls = KINDS[kind]
     try:
-        # int() takes quadratic time on long digit strings, and older Pythons have no limit
-        hook = _short_int if _LONG_NUMBER.search(header) else None
-        fields = json.loads(header.decode("ascii"), parse_int=hook)
-    except (ValueError, RecursionError) as error:
+        text = header.decode("ascii")
+        if _LONG_NUMBER.search(header):
+            # int() takes quadratic time on long digit strings, and older Pythons have no limit
+            fields = json.loads(text, parse_int=_short_int)
+        else:
+            fields, end = _scan(text, 0)
+            if end != len(text):
+                raise ValueError("something follows")
+    except (ValueError, RecursionError, StopIteration) as error:
         raise ProtocolError("%s: header is not JSON: %s" % (cls.__name__, error))
     checks = CHECKS[cls]
     if type(fields) is not list or len(fields) != len(checks):
