@@ -23,7 +23,7 @@ from jamtasks import DataSet, Master
 
 from . import common
 
-ITERATIONS = 60
+ITERATIONS, BURST = 80, 10
 WORKERS = (1, 4, 16)
 PATCHES = 1000
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,7 +151,7 @@ def main() -> None:
                 for name, go in goes.items():
                     if not numpy.allclose(go(), expected):
                         raise SystemExit(f"{name} computes something else")
-                medians = common.interleaved(goes, ITERATIONS)
+                medians = common.interleaved(goes, ITERATIONS, BURST)
                 for name, seconds in medians.items():
                     ratio = seconds / medians["plain pipes (limit)"]
                     rows[name].append(f"{seconds * 1e3:.1f} ({ratio:.2f})")

@@ -115,15 +115,21 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait(10)
 
 
-def interleaved(goes: dict[str, Callable[[], object]], times: int) -> dict[str, float]:
-    """Median seconds of each, all run in turn so that the machine's moods hit all alike."""
+def interleaved(
+    goes: dict[str, Callable[[], object]], times: int, burst: int = 1
+) -> dict[str, float]:
+    """Median seconds of each, all run in turn so that the machine's moods hit all alike.
+
+    burst: runs of one before the turn of the next, as in a loop; the first of them, which finds
+    the caches full of the others' things, is not counted then."""
     taken: dict[str, list[float]] = {name: [] for name in goes}
-    for number in range(times + 1):
+    for number in range(times // burst + 1):
         for name, go in goes.items():
-            began = time.perf_counter()
-            go()
-            if number:  # the first round warms up
-                taken[name].append(time.perf_counter() - began)
+            for inner in range(burst):
+                began = time.perf_counter()
+                go()
+                if number and (inner or burst == 1):  # the first turn warms up
+                    taken[name].append(time.perf_counter() - began)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

@@ -15,7 +15,7 @@ from jamtasks import Master
 
 from . import common, trivial
 
-ROUNDS = 200
+ROUNDS, BURST = 400, 20
 WORKERS = (1, 4, 16)
 
 
@@ -94,7 +94,7 @@ def main() -> None:
         for workers in WORKERS:
             with ExitStack() as stack:
                 goes = {name: start(stack, host, workers) for name, start in CONTENDERS.items()}
-                for name, seconds in common.interleaved(goes, ROUNDS).items():
+                for name, seconds in common.interleaved(goes, ROUNDS, BURST).items():
                     medians[name, workers] = seconds
     for workers in WORKERS:
         base = medians["execnet", workers]
