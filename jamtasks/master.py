@@ -466,6 +466,12 @@ class _Printer:
     def feed(self, host: str, message: wire.Output) -> None:
         key = (host, message.call, message.id, message.worker, message.stream)
         with self._lock:
+            # a worker that has gone on to another task will not end the line of the last one
+            self._close(
+                open_
+                for open_ in self._open
+                if (open_[0], open_[3]) == (host, message.worker) and open_[1:3] != key[1:3]
+            )
             kept = self._open.setdefault(key, bytearray())
             for segment in message.segments:
                 kept += segment
@@ -482,6 +488,9 @@ class _Printer:
 
     def end(self, call: int) -> None:
         with self._lock:
-            for key in [key for key in self._open if key[1] == call]:
-                line = self._open.pop(key)
-                self._show(key[0], key[2], key[4], line.decode("utf-8", "replace"))
+            self._close(key for key in self._open if key[1] == call)
+
+    def _close(self, keys: Iterable[tuple[str, int, int, int, int]]) -> None:
+        for key in list(keys):
+            line = self._open.pop(key)
+            self._show(key[0], key[2], key[4], line.decode("utf-8", "replace"))
