@@ -70,6 +70,10 @@ def serve(channel, command):
         while data := process.stdout.read(1 << 16):
             channel.sendall(data)
     channel.send_exit_status(process.returncode)
+    channel.shutdown_write()
+    # not closed before the client leaves: it may still wait for the answer to its request
+    while channel.recv(100):
+        pass
     channel.close()
 
 
