@@ -4,6 +4,7 @@ What to do is decided in host.py; here is how. Nothing in the loop waits for any
 written at once is kept, and a worker whose master does not read is not read either.
 """
 
+import fcntl
 import functools
 import gc
 import os
@@ -32,7 +33,10 @@ from worker_payload.workerio import WorkerIO
 
 UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
 READ = 256 << 10
+FILL_SECONDS = 200e-6  # in which a pipe fills while a blob comes in
+PIPE_BYTES = 1 << 20  # that a pipe should hold; systems allow users so much
 SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
+F_SETPIPE_SZ = 1031  # of Linux; Python knows it from 3.10 on
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
 WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
@@ -145,6 +149,8 @@ class Agent(object):
         """Sleep while several workers are about to answer. To be woken by each of them would cost
         more than their work, of which it would take the processors away besides."""
         seconds = self._host.patience() / self.cpus
+        if self._host.owes():
+            seconds = FILL_SECONDS  # a blob comes in: fewer and larger pieces
         if seconds > SHORTEST_NAP:
             time.sleep(min(seconds, LONGEST_NAP))
 
@@ -235,6 +241,10 @@ class Agent(object):
         self._channels[channel.number] = channel
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
+            try:
+                fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+            except OSError:
+                pass  # not a pipe, or not Linux, or the user's pipes hold enough already
         self._host.master_opened(channel.number)
         channel.queue([head])
         self._greeting.append(channel)
