@@ -70,8 +70,8 @@ class Host(Blobs):
 
     def gathers(self):
         # type: () -> bool
-        """Whether answers wait to be sent, and nothing more urgent."""
-        return bool(self._results) and not self._actions
+        """Whether answers wait to be sent that others may still join, and nothing more urgent."""
+        return bool(self._results and self._tickets) and not self._actions
 
     def patience(self):
         # type: () -> float
