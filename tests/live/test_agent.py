@@ -227,9 +227,13 @@ def test_a_local_agent_without_screen_ends_with_its_last_master(place: Place) ->
 
 def test_a_local_agent_is_kept_if_asked(place: Place) -> None:
     first = place.attach(options=["local", "keep"])
-    pid = first.welcome.pid if first.welcome else 0
+    other = place.attach(options=["local"], project="other")
+    assert first.welcome is not None and other.welcome is not None
+    pid, gone = first.welcome.pid, other.welcome.pid
     first.close()
-    time.sleep(0.8)
+    other.close()
+    # one that is not kept ends meanwhile, so this one has had the time for it
+    wait_until(lambda: gone not in place.processes(), 10, "the other agent to end")
     second = place.attach(options=["local", "keep"])
     assert second.welcome is not None and second.welcome.pid == pid
 
