@@ -64,15 +64,6 @@ class Cancel:
 Action = Assign | Revoke | Cancel
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """One task that is not done: where it is held and since when, or None while it is queued."""
-
-    task: int
-    host: HostId | None
-    since: float | None
-
-
 @dataclass
 class _Host:
     workers: int
@@ -269,17 +260,8 @@ class Scheduler:
         """Pinned tasks that ran elsewhere, because their host was lost."""
         return frozenset(self._moved)
 
-    def is_done(self, task: int) -> bool:
-        return bool(self._done[task])
-
     def outstanding(self, host: HostId) -> int:
         return len(self._hosts[host].held) if host in self._hosts else 0
-
-    def waiting(self, task: int) -> Waiting:
-        """Where a task is that is not done."""
-        for name in self._holders.get(task, ()):
-            return Waiting(task, name, self._hosts[name].held[task])
-        return Waiting(task, None, None)
 
     # --- inside ----------------------------------------------------------------------------
 
@@ -466,9 +448,3 @@ class Scheduler:
         if len(samples) >= _SAMPLES:
             del samples[self.done % len(samples)]
         bisect.insort(samples, seconds)
-
-
-def busiest(waiting: Sequence[Waiting]) -> Waiting | None:
-    """The task that has been held longest, for a line such as 'waits for slice 0 on lab1'."""
-    held = [item for item in waiting if item.since is not None]
-    return min(held, key=lambda item: item.since or 0.0, default=None)

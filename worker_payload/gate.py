@@ -131,10 +131,6 @@ class Gate(object):
             if now - guest.since > _WITHIN:
                 self._send_away(guest)
 
-    def is_empty(self):
-        # type: () -> bool
-        return not self._guests
-
     def superseded(self):
         # type: () -> bool
         """Whether an agent of another build, started after us, runs here."""

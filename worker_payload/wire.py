@@ -374,17 +374,6 @@ WITH_SEGMENTS = frozenset(cls for cls in CHECKS if "segments" in cls._fields)
 _KIND_OF = dict((cls, kind) for kind, cls in KINDS.items())
 
 
-def register(kind, cls, checks):
-    # type: (int, Any, Tuple[Any, ...]) -> None
-    """Add a message that only the agent and its workers exchange (kinds 128 and up)."""
-    global WITH_SEGMENTS
-    KINDS[kind] = cls
-    _KIND_OF[cls] = kind
-    CHECKS[cls] = checks
-    if "segments" in cls._fields:
-        WITH_SEGMENTS = WITH_SEGMENTS | {cls}
-
-
 # --- encode ------------------------------------------------------------------------------------
 
 
