@@ -1,0 +1,1 @@
+"""The job plane: files in a shared home, workers that pull them."""
