@@ -113,6 +113,19 @@ def positive(word: str | None, flag: str) -> int | None:
     return int(word)
 
 
+def seconds(word: str | None, flag: str) -> float | None:
+    """A time above zero: seconds, or with a unit: 90, 1.5m, 2h. Raises UsageError."""
+    if word is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([smhd]?)", word)
+    value = (
+        float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0
+    )
+    if value <= 0:
+        raise UsageError(f"{flag} {word}: not a time above zero, such as 90, 1.5m or 2h")
+    return value
+
+
 class Output:
     """The file of `--output`. Wrong names fail when it is made, not after hours of work."""
 

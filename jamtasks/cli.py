@@ -55,6 +55,7 @@ FORM = {
         "keep-going": "Do not stop at the first slice that fails; list all that did.",
         "writable": "Let mapfunc write to its slice (a private copy).",
         "speculate": "Compute a slow slice on a second host too, near the end.",
+        "task-timeout": "Seconds after which a slice is killed and begun anew, at most 3 times.",
         **FORM,
     },
 )
@@ -73,6 +74,7 @@ def map_(
     keep_going: bool = False,
     writable: bool = False,
     speculate: bool = True,
+    task_timeout: str | None = None,
     json: bool = False,
     quiet: bool = False,
     debug: bool = False,
@@ -85,6 +87,7 @@ def map_(
     if module in ("-h", "--help"):  # Invoke takes any first word for the module
         os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", "map"])
     size = arguments.positive(slice_size, "--slice-size")
+    timeout = arguments.seconds(task_timeout, "--task-timeout")
     place = arguments.Output(output) if output else None
     arguments.local_imports()
     arguments.check_module_name(module)
@@ -104,6 +107,7 @@ def map_(
                 keep_going=keep_going,
                 writable=writable,
                 speculate=None if speculate else False,
+                task_timeout=timeout,
             )
         ran = master.last_run
         # shown now, not after the connections have been closed

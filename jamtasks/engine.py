@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ class Call:
     sent: dict[str, int] = field(default_factory=dict)
     finished_by: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    lost_workers: int = 0
+    deaths: dict[int, list[str]] = field(default_factory=dict)  # task -> of what, and where
 
     @property
     def settled(self) -> bool:
@@ -321,15 +321,16 @@ class Engine:
                     ),
                 )  # fmt: skip
         elif isinstance(message, wire.Lost):
-            call.lost_workers += 1
             how = how_it_died(message)
             call.notes.append(f"a worker on {host} died at slice {message.id}: {how}")
+            deaths = call.deaths.setdefault(message.id, [])
+            deaths.append(f"{host}: {how}")
             if not sched.killed(host, message.id) and sched.finished(host, message.id, 0.0):
                 self._fail(
                     call,
                     TaskLost(
                         host=host, slice=message.id, type="WorkerDied", traceback=message.stderr,
-                        message=f"{sched.kills(message.id)} workers died of it, the last: {how}",
+                        message=f"{len(deaths)} workers died of it; {some_times(deaths)}",
                     ),
                 )  # fmt: skip
         elif isinstance(message, wire.Started):
@@ -446,6 +447,15 @@ class Engine:
             self.dispatch()
 
 
+def some_times(events: Sequence[str]) -> str:
+    """
+    >>> some_times(["lab1: exit code 3", "lab2: signal 9", "lab1: exit code 3"])
+    'lab1: exit code 3 (2 times); lab2: signal 9'
+    """
+    counts = Counter(events)
+    return "; ".join(f"{event} ({n} times)" if n > 1 else event for event, n in counts.items())
+
+
 def how_it_died(message: wire.Lost) -> str:
     """'signal 9 (SIGKILL), out of memory?' or 'exit code 3', with the last line of stderr."""
     import signal
@@ -458,8 +468,7 @@ def how_it_died(message: wire.Lost) -> str:
     elif message.exit is not None:
         how = f"exit code {message.exit}"
     else:
-        how = "for an unknown reason"
-    if message.note:
-        how += f", {message.note}"
+        how = ""
+    how = ", ".join(filter(None, (how, message.note))) or "an unknown cause"
     lines = message.stderr.strip().splitlines()
     return f"{how}: {lines[-1][:200]}" if lines else how

@@ -140,6 +140,7 @@ class Master:
         keep_going: bool = False,
         writable: bool = False,
         speculate: bool | None = None,
+        task_timeout: float | None = None,
     ) -> Any:
         """Map `module.mapfunc(params, slice)` over the slices of the dataset, and reduce.
 
@@ -152,6 +153,8 @@ class Master:
         exception does not end the run; what failed is in `last_run.failed` and left out of the
         result. writable: map functions may write to their slices (private copies). speculate:
         False forbids second copies of slow slices (default: `module.speculate`, else True).
+        task_timeout: seconds after which a worker that still computes a slice is killed, and the
+        slice begun anew elsewhere, as after a death (default: `module.task_timeout`, else never).
 
         Raises TaskFailed, TaskLost, ReduceError, NoHostsError, ModuleError, DataSetError,
         EncodingError. On KeyboardInterrupt the hosts end their tasks and stay usable."""
@@ -175,7 +178,10 @@ class Master:
             links = self._check_room(encoded, links)
             if speculate is None:
                 speculate = bool(getattr(bundle.module, "speculate", True))
-            call = self._call(bundle, slices, encoded, links, keep_going, writable, speculate)
+            if task_timeout is None:
+                task_timeout = getattr(bundle.module, "task_timeout", None)
+            options = {"writable": writable, "timeout": _timeout(task_timeout)}
+            call = self._call(bundle, slices, encoded, links, keep_going, options, speculate)
             return self._drive(call, bundle, links, began)
         finally:
             self._running.release()
@@ -224,7 +230,7 @@ class Master:
         params: _Params,
         links: Sequence[Link],
         keep_going: bool,
-        writable: bool,
+        options: dict[str, Any],
         speculate: bool,
     ) -> Call:
         ident = self._engine.next_id()
@@ -246,8 +252,7 @@ class Master:
         return Call(
             id=ident,
             begin=wire.Begin(
-                ident, bundle.digest, bundle.name, params.begin_digest,
-                {"writable": writable}, params.inline,
+                ident, bundle.digest, bundle.name, params.begin_digest, options, params.inline,
             ),
             blobs=blobs,
             slice_of=slices.__getitem__ if slices is not None else None,
@@ -402,6 +407,15 @@ def _homes(slices: Slices, links: Sequence[Link]) -> tuple[dict[int, str], float
             homes[index] = home.label
     size = max((sealed.size for sealed in known if sealed is not None), default=0)
     return homes, MOVE_SECONDS + size / MOVE_RATE
+
+
+def _timeout(seconds: Any) -> float | None:
+    """Raises UsageError unless seconds is None or a number above zero."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise UsageError(f"task_timeout must be a number of seconds above zero, not {seconds!r}")
+    return float(seconds)
 
 
 # --- params ------------------------------------------------------------------------------------

@@ -437,9 +437,10 @@ class Host(Blobs):
             if waited >= STUCK_AFTER and len(worker.hand) > 1:
                 self._withdraw(worker)
             if task.call.timeout is not None and waited >= task.call.timeout:
-                self._send(task.call.master, wire.Failure(
-                    task.call.id, task.id, worker.slot, "TimeoutError",
-                    "still running after %g s" % task.call.timeout, ""))  # fmt: skip
+                # like a death: perhaps it was this worker, or this host
+                self._send(task.call.master, wire.Lost(
+                    task.call.id, task.id, worker.slot, None, None, "",
+                    "still running after %g s" % task.call.timeout))  # fmt: skip
                 self._cancel(task)
         elif waited >= WORKER_IDLE:
             self._retire(worker)

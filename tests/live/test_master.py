@@ -325,6 +325,34 @@ def test_a_worker_killed_once_loses_nothing(master, module, tmp_path):
     assert any("SIGKILL" in note for note in master.last_run.notes)
 
 
+def test_a_slice_that_hangs_is_begun_anew(master, module, tmp_path):
+    """task_timeout kills a worker that hangs, and its children, and the slice runs again."""
+    name = module(
+        f"""
+        import os, signal, subprocess, time
+        def mapfunc(params, items):
+            hangs = items[0] == 5 and not os.path.exists({str(tmp_path / "once")!r})
+            if hangs or items[0] == params["always"]:
+                open({str(tmp_path / "once")!r}, "w").close()
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                subprocess.Popen(["sleep", "300"], start_new_session=True)
+                time.sleep(300)
+            return items[0]
+        """
+    )
+    items = list(range(10))
+    assert master.run(name, {"always": -1}, items, slice_size=1, task_timeout=0.5) == 45
+    assert master.last_run.retried == 1
+    assert any("still running after 0.5 s" in note for note in master.last_run.notes)
+    with pytest.raises(TaskLost) as caught:
+        master.run(name, {"always": 7}, items, slice_size=1, task_timeout=0.3)
+    assert caught.value.slice == 7
+    assert caught.value.detail.startswith("3 workers died of it; ")
+    assert caught.value.detail.endswith(": still running after 0.3 s (3 times)")
+    with pytest.raises(UsageError):
+        master.run(name, {"always": -1}, items, task_timeout=0)
+
+
 def test_bad_input_is_named(master, module):
     with pytest.raises(ModuleError):
         master.run("no_such_module_xyz", None, [1])

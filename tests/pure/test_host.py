@@ -441,13 +441,14 @@ def test_the_end_of_a_master_ends_its_work() -> None:
     assert given(actions) == {} and not agent.host._calls
 
 
-def test_a_task_past_its_timeout_fails() -> None:
+def test_a_task_past_its_timeout_is_lost_with_its_worker() -> None:
     agent = Agent(workers=1)
     agent.master(workers=1)
     agent.call([[0, None, None]], timeout=5)
     assert sent(agent.at(4.9), wire.Started) == [wire.Started(1, [[0, 0]])]
     actions = agent.at(5.1)
-    assert [f.type for f in sent(actions, wire.Failure)] == ["TimeoutError"]
+    (lost,) = sent(actions, wire.Lost)
+    assert lost.note == "still running after 5 s" and (lost.exit, lost.signal) == (None, None)
     assert of(actions, states.Interrupt)
 
 
