@@ -130,8 +130,8 @@ def read_result(value, owner=""):
         value.get("c", 0.0),
         value.get("a", 1),
         value.get("why", ""),
-        tuple(value.get("o", (0, 0))),  # type: ignore[arg-type]
-        tuple(value.get("e", (0, 0))),  # type: ignore[arg-type]
+        tuple(value.get("o", (0, 0))),
+        tuple(value.get("e", (0, 0))),
         value.get("l", ""),
         value.get("d", ""),
         value.get("w", "") or owner,
@@ -212,9 +212,9 @@ class Plan(NamedTuple):
     submission: 12 hex digits, shared by the pods of one submit. first: number of the first job in
     its submission, from 1. words: the command, with placeholders, as words. shell: it is one word,
     a text for `sh -c`. names: of the parameters, for {name}. cwd: where jobs run. timeout: seconds,
-    or 0. tries: how often a job may be run. env: of the jobs. logfile: where output goes instead, with
-    placeholders, "" for jam's own logs. kind: "command" | "drop" (one file of people's; `name` is
-    its name, as os.fsencode gave it, in hex) | "map" (a slice of a map call)."""
+    or 0. tries: how often a job may be run. env: of the jobs. logfile: where output goes instead,
+    with placeholders, "" for jam's own logs. kind: "command" | "drop" (one file of people's; `name`
+    is its name, as os.fsencode gave it, in hex) | "map" (a slice of a map call)."""
 
     submission: str
     first: int = 1

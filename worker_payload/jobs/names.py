@@ -15,7 +15,7 @@ names never become part of ours.
 
 import os
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import Mapping, NamedTuple, Optional, Tuple
 
 from worker_payload import layout
 
@@ -283,10 +283,9 @@ def worker_log(host, number):
 
 
 def home(project, environ=os.environ):
-    # type: (str, object) -> str
+    # type: (str, Mapping[str, str]) -> str
     """The project's folder. JAM_HOME overrides ~/.jam."""
-    top = environ.get("JAM_HOME") or os.path.join(  # type: ignore[attr-defined]
-        environ.get("HOME") or os.path.expanduser("~"),
-        ".jam",  # type: ignore[attr-defined]
-    )
+    top = environ.get("JAM_HOME")
+    if not top:
+        top = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".jam")
     return os.path.join(top, project)
