@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_KILLS = 3
@@ -77,7 +77,7 @@ class _Host:
 
 
 class Scheduler:
-    """One map call over hosts that come and go.
+    """One map call over hosts that come and go. A host with 0 workers is about to leave.
 
     tasks: how many, numbered from 0. speculate: whether slow tasks may run twice. move_seconds:
     what it costs to run a task elsewhere than at home. homes: where tasks should be at home."""
@@ -143,12 +143,26 @@ class Scheduler:
             if self._release(task, host):
                 self.retried += 1
                 back.append(task)
-        back.extend(task for task in gone.queue if not self._done[task])
+        self._scatter([*back, *gone.queue])
+
+    def retire_host(self, host: HostId) -> None:
+        """A host is to leave: it may end what it runs, and gets nothing more. Once nothing is
+        outstanding there, `remove_host` takes nothing from it."""
+        there = self._hosts.get(host)
+        if there is not None and there.workers:
+            there.workers = 0
+            queued = list(there.queue)
+            there.queue.clear()
+            self._scatter(queued)
+
+    def _scatter(self, tasks: Iterable[int]) -> None:
+        """New homes for tasks that lost theirs."""
+        back = sorted(task for task in tasks if not self._done[task])
         for task in back:
             if task in self._pinned:
                 del self._pinned[task]
                 self._moved.add(task)
-        self._homeless.extendleft(sorted(back, reverse=True))
+        self._homeless.extendleft(reversed(back))
         self._settle()
 
     def running(self, host: HostId, tasks: Iterable[int], now: float) -> None:
@@ -260,6 +274,21 @@ class Scheduler:
         """Pinned tasks that ran elsewhere, because their host was lost."""
         return frozenset(self._moved)
 
+    def waiting(self) -> Iterator[tuple[int, HostId | None, str, float | None]]:
+        """(task, host, state, since) of what is not done: "running" or "sent" to a host since
+        then, "queued" for it, or "homeless". A task with two copies comes twice."""
+        for name, host in self._hosts.items():
+            for task, since in host.held.items():
+                started = host.started.get(task)
+                yield (task, name, "sent", since) if started is None else (
+                    task, name, "running", started)  # fmt: skip
+            for task in host.queue:
+                if not self._done[task]:
+                    yield task, name, "queued", None
+        for task in self._homeless:
+            if not self._done[task]:
+                yield task, None, "homeless", None
+
     def outstanding(self, host: HostId) -> int:
         return len(self._hosts[host].held) if host in self._hosts else 0
 
@@ -270,7 +299,8 @@ class Scheduler:
 
         As long as nothing has been handed out, tasks that have a home are settled anew: hosts
         that connect one after the other divide the work as if they had come together."""
-        if not self._hosts:
+        total = sum(host.workers for host in self._hosts.values())
+        if not total:
             return
         if not self._holders and not self.done and not self._pinned:
             for host in self._hosts.values():
@@ -281,7 +311,6 @@ class Scheduler:
                 (self._homeless if home is None else home.queue).append(task)
         tasks = list(self._homeless)
         self._homeless.clear()
-        total = sum(host.workers for host in self._hosts.values())
         start = taken = 0
         for host in self._hosts.values():
             taken += host.workers
@@ -292,7 +321,8 @@ class Scheduler:
     def _requeue(self, task: int, avoid: HostId) -> None:
         """Back into a queue, at the front: of the least loaded host, if possible another one."""
         self._pinned.pop(task, None)
-        others = [name for name in self._hosts if name != avoid] or list(self._hosts)
+        staying = [name for name, host in self._hosts.items() if host.workers]
+        others = [name for name in staying if name != avoid] or staying
         if not others:
             self._homeless.appendleft(task)
             return
@@ -344,7 +374,9 @@ class Scheduler:
         """Whether a task would wait longer at this host than it costs to move it."""
         if not self._move_seconds:
             return True
-        queued = (len(victim.held) + len(victim.queue)) / victim.workers * (self._mean or 0.0)
+        queued = (
+            (len(victim.held) + len(victim.queue)) / max(1, victim.workers) * (self._mean or 0.0)
+        )
         return max(queued, now - victim.progress) > self._move_seconds
 
     def _take_only(self, name: HostId, host: _Host, only: int) -> list[int]:

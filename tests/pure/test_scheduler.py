@@ -221,6 +221,38 @@ def test_only_the_head_is_handed_out_when_the_fold_is_full():
     assert not sched.actions(0.0, only=5)
 
 
+def test_a_host_that_leaves_may_end_what_it_runs_and_gets_no_more():
+    sched = Scheduler(8)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    first = assigned(sched.actions(0.0))
+    sched.retire_host("a")
+    later = assigned(sched.actions(0.1))
+    assert "a" not in later and sched.outstanding("a") == len(first["a"])
+    assert all(state in ("sent", "running") for _, host, state, _ in sched.waiting() if host == "a")
+    for task in first["a"]:
+        assert sched.finished("a", task, 0.1)
+    assert sched.outstanding("a") == 0
+    sched.remove_host("a")
+    assert sched.retried == 0
+    now = 0.2
+    while sched.left:
+        task = next(task for task, host, state, _ in sched.waiting() if state == "sent")
+        sched.finished("b", task, 0.1)
+        now += 0.1
+        sched.actions(now)
+
+
+def test_the_last_host_may_leave_too():
+    sched = Scheduler(4)
+    sched.add_host("a", 1)
+    sched.actions(0.0)
+    sched.retire_host("a")
+    assert {state for _, _, state, _ in sched.waiting()} == {"sent", "homeless"}
+    sched.add_host("b", 1)
+    assert assigned(sched.actions(0.1))["b"]
+
+
 class Hosts(RuleBasedStateMachine):
     """Hosts that do anything they may, in any order."""
 
@@ -235,11 +267,13 @@ class Hosts(RuleBasedStateMachine):
         self.revokes = {}  # host -> revocations it has not answered
         self.answered = {}  # task -> how often an answer was used
         self.given_up = set()
+        self.leaving = set()
 
     def act(self):
         for action in self.sched.actions(self.now):
             assert action.host in self.hosts
             if isinstance(action, Assign):
+                assert action.host not in self.leaving
                 for task in action.tasks:
                     assert task not in self.held[action.host], "given twice to one host"
                     assert task not in self.answered
@@ -266,7 +300,16 @@ class Hosts(RuleBasedStateMachine):
     def goes(self, data):
         host = data.draw(st.sampled_from(sorted(self.hosts)))
         del self.hosts[host], self.held[host], self.revokes[host]
+        self.leaving.discard(host)
         self.sched.remove_host(host)
+        self.act()
+
+    @precondition(lambda self: self.hosts)
+    @rule(data=st.data())
+    def retires(self, data):
+        host = data.draw(st.sampled_from(sorted(self.hosts)))
+        self.leaving.add(host)
+        self.sched.retire_host(host)
         self.act()
 
     @precondition(lambda self: any(self.held.values()))
@@ -312,7 +355,7 @@ class Hosts(RuleBasedStateMachine):
     def no_task_waits_while_a_worker_idles(self):
         if not getattr(self, "hosts", None):
             return
-        idle = [h for h, n in self.hosts.items() if len(self.held[h]) < n]
+        idle = [h for h, n in self.hosts.items() if h not in self.leaving and len(self.held[h]) < n]
         queued = (
             self.sched.tasks
             - self.sched.done
@@ -327,6 +370,7 @@ class Hosts(RuleBasedStateMachine):
         for host in list(self.hosts):
             self.sched.remove_host(host)
         self.hosts, self.held, self.revokes = {"z": 2}, {"z": []}, {"z": []}
+        self.leaving = set()
         self.sched.add_host("z", 2)
         for _ in range(200):
             self.act()
