@@ -16,11 +16,11 @@ LAYERS = {
     "errors": 0, "settings": 0.5,
     "slices": 0.5, "filesets": 0.6, "imports": 0.5, "stand_in": 0.5,
     "datasets": 1, "modules": 1, "session": 1, "scheduler": 1, "reduction": 1, "screens": 1,
-    "report": 1,
+    "report": 1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
     "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3,
     "link": 3.5, "engine": 4,
-    "master": 5, "fleet": 5,
+    "dispatch": 4, "master": 5, "fleet": 5, "project": 5.05,
     "arguments": 5.1, "console": 5.1, "progress": 5.1, "checkout": 5.2,
     "cli": 6,
 }  # fmt: skip
