@@ -83,12 +83,14 @@ class Engine:
         project: str,
         attach: Attach,
         on_output: Callable[[str, wire.Output], None],
+        look_around: Callable[[], None] = lambda: None,
     ):
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self.settings = settings
         self.attach = attach
         self.on_output = on_output
+        self.look_around = look_around  # called every BEAT_EVERY seconds
         self.closing = False
         self.closed = threading.Event()
         self.began = time.monotonic()
@@ -111,6 +113,8 @@ class Engine:
         with self.lock:
             self.closing = True
             self.closed.set()
+            for link in self.links.values():
+                link.hurry()
             channels = {
                 link.label: link.attached.channel for link in self.links.values() if link.attached
             }
@@ -126,7 +130,12 @@ class Engine:
     def hello(self, spec: HostSpec) -> wire.Hello:
         settings = {"threads": spec.threads, "nice": spec.nice, "env": dict(spec.env)}
         return wire.Hello(
-            wire.VERSION, self._build, self._project, self._name, spec.workers or 0, settings
+            wire.VERSION,
+            self._build,
+            self._project,
+            f"{self._name} {spec.label}",
+            spec.workers or 0,
+            settings,
         )
 
     def wait_ready(self, timeout: float, *, hurry: bool = False) -> list[Link]:
@@ -180,6 +189,27 @@ class Engine:
             hints.pop() if len(hints) == 1 else None,
         )
 
+    def join(self, spec: HostSpec) -> None:
+        """This host is wanted: a new one, or one that left, or that could not be reached."""
+        with self.lock:
+            link = self.links.get(spec.label)
+            if link is None:
+                link = self.links[spec.label] = Link(self, spec)
+                link.start()
+            elif link.state != "up" or link.leaving:
+                link.hurry()
+
+    def leave(self, label: str, reason: str) -> None:
+        """This host is no longer wanted: it may end what it runs, and gets nothing more."""
+        with self.lock:
+            link = self.links.get(label)
+            if link is None or link.leaving or link.session is None:
+                return
+            link.leaving = reason
+            for call in self.calls.values():
+                call.scheduler.retire_host(label)
+        self.dispatch()
+
     # --- calls -----------------------------------------------------------------------------
 
     def next_id(self) -> int:
@@ -230,6 +260,7 @@ class Engine:
             if call.over:
                 return
             call.over = True
+            self.changed.notify_all()  # a host that is not read because of its answers
             call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)
             held = {action.host: action.tasks for action in call.scheduler.abandon()}
@@ -426,25 +457,34 @@ class Engine:
     # --- time ------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        beat = time.monotonic()
+        beat = last = time.monotonic()
         while not self.closed.wait(TICK):
             with self.lock:
                 now = time.monotonic()
                 beats = now - beat >= BEAT_EVERY
+                away, last = now - last - TICK, now
                 for link in self.links.values():
                     session = link.session
                     if session is None:
                         continue
+                    if away > BEAT_EVERY:  # we were stopped: what hosts said meanwhile is unread
+                        link.last_heard += away
                     silent = now - link.last_heard
-                    if link.reading and silent > self.settings.dead_after and link.error is None:
+                    if link.reading and silent > self.settings.dead_after and not link.given_up:
                         link.give_up(f"silent for {silent:.0f} s")
+                    elif link.leaving and not link.given_up and self._is_free(link):
+                        link.give_up(link.leaving)
                     elif beats:
                         session.send(wire.Beat())
                 if any(call.results for call in self.calls.values()):
                     self.changed.notify_all()
             if beats:
                 beat = now
+                self.look_around()
             self.dispatch()
+
+    def _is_free(self, link: Link) -> bool:
+        return not any(call.scheduler.outstanding(link.label) for call in self.calls.values())
 
 
 def some_times(events: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ def greet(attached: Attached, spec: HostSpec, project: str) -> wire.Welcome:
     from . import archive
 
     environment = {"threads": spec.threads, "nice": spec.nice, "env": dict(spec.env)}
-    name = f"{socket.gethostname()}:{os.getpid()}"
+    name = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
     session = Session(
         wire.Hello(
             wire.VERSION, archive.payload().build, project, name, spec.workers or 0, environment

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from worker_payload import wire
 from worker_payload.wire import Buffer, ProtocolError
 
-from .errors import HostError
+from .errors import AuthenticationError, HostError, HostKeyError
 from .session import Session
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost ho
 FRUITLESS_MAX = 5  # times that a host may be lost in a row, during runs, without a single answer
 LAG_MAX = 64 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
 JOIN_SECONDS = 5.0
+LOOK_SECONDS = 5.0  # between looks at what should have been told
 
 
 class Link:
@@ -33,7 +34,8 @@ class Link:
         self.engine = engine
         self.spec = spec
         self.label: str = spec.label
-        self.state = "connecting"  # up | lost | unreachable | closed
+        self.state = "connecting"  # up | lost | unreachable | left | closed
+        self.leaving = ""  # why it takes no part from now on
         self.error: HostError | None = None
         self.session: Session | None = None
         self.attached: Attached | None = None
@@ -46,6 +48,8 @@ class Link:
         self.answered = 0  # tasks, over all connections
         self.last_heard = 0.0
         self.reading = False  # silence counts only while somebody listens
+        self.given_up = ""  # why the timekeeper ended this connection
+        self._hurry = threading.Event()  # ends the pause before the next attempt
         self._wake = threading.Condition(engine.lock)
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._live, name=f"jam {self.label}", daemon=True)
@@ -74,14 +78,20 @@ class Link:
             try:
                 attached = engine.attach(self.spec)
             except HostError as error:
-                again = error.retry or self.state == "lost"
+                again = error.retry or (
+                    self.state == "lost" and not isinstance(error, HostKeyError)
+                )
                 with engine.lock:
                     self.error = error
                     if self.state != "lost":
                         self.state = "unreachable"
                     engine.changed.notify_all()
                 if not again:
+                    if self._wait_to_be_wanted():
+                        continue
                     return
+                if isinstance(error, AuthenticationError):
+                    pause = RETRY_MAX  # its home may not be there yet; sshd counts failures
             except Exception as error:  # a bug or a broken machine must not look like a hang
                 with engine.lock:
                     self.error = HostError(self.label, f"{type(error).__name__}: {error}")
@@ -96,6 +106,10 @@ class Link:
                 else:
                     fruitless = 0
                 self._lose(reason)
+                if self.state == "left":
+                    if self._wait_to_be_wanted():
+                        continue
+                    return
                 if fruitless >= FRUITLESS_MAX:
                     with engine.lock:
                         self.state = "unreachable"
@@ -107,8 +121,21 @@ class Link:
                 if time.monotonic() - began > RETRY_MAX:
                     pause = RETRY_FIRST
             # the pause is full of jitter: hosts lost together do not come back together
-            engine.closed.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(RETRY_MAX, pause * 2)
+            self._hurry.wait(pause * random.uniform(0.5, 1.0))
+            pause = RETRY_FIRST if self._hurry.is_set() else min(RETRY_MAX, pause * 2)
+            self._hurry.clear()
+
+    def hurry(self) -> None:
+        """Do not pause before the next attempt to reach it: it is wanted, or all is over."""
+        self._hurry.set()
+
+    def _wait_to_be_wanted(self) -> bool:
+        """Until `hurry`; False if all is over."""
+        while not self.engine.closing:
+            if self._hurry.wait(LOOK_SECONDS) and not self.engine.closing:
+                self._hurry.clear()
+                return True
+        return False
 
     def _serve(self, attached: Attached) -> str:
         """Talk until the channel ends; returns why it did."""
@@ -121,6 +148,7 @@ class Link:
             self.session, self.attached = session, attached
             self.answers, self.asked = {}, {}
             self.last_heard = time.monotonic()
+            self.given_up = ""
         self._writer = threading.Thread(
             target=self._write, args=(session, attached), name=f"jam {self.label} out", daemon=True
         )
@@ -147,8 +175,8 @@ class Link:
             tail = channel.stderr_tail().strip()
             channel.close()
             with engine.lock:
-                if self.error is not None:  # the ticker gave it up
-                    reason = self.error.reason
+                if self.given_up:
+                    reason = self.given_up
                 elif tail:
                     reason = f"{reason} ({tail.splitlines()[-1][:300]})"
                 self.session = None
@@ -163,11 +191,16 @@ class Link:
             if engine.closing:
                 self.state = "closed"
                 return
-            self.state = "lost"
-            self.error = self.error or HostError(self.label, reason, retry=True)
+            if self.leaving:
+                self.state, reason, self.leaving = "left", self.leaving, ""
+                self.error = HostError(self.label, reason)
+            else:
+                self.state = "lost"
+                self.error = HostError(self.label, reason, retry=True)
             for call in engine.calls.values():
                 call.scheduler.remove_host(self.label)
-                call.notes.append(f"{self.label} was lost: {reason}")
+                how = "left" if self.state == "left" else "was lost"
+                call.notes.append(f"{self.label} {how}: {reason}")
             engine.changed.notify_all()
         engine.dispatch()
 
@@ -193,7 +226,8 @@ class Link:
             engine.dispatch()
         for call in lagging:
             with engine.lock:
-                engine.changed.wait_for(partial(self._caught_up, call))
+                while not engine.changed.wait_for(partial(self._caught_up, call), LOOK_SECONDS):
+                    pass  # the fold takes its time; its end, and ours, are noticed here
 
     def _caught_up(self, call: Call) -> bool:
         return call.lag <= LAG_MAX // 2 or call.settled or self.engine.closing
@@ -228,7 +262,7 @@ class Link:
             while True:
                 with lock:
                     self._wake.wait_for(
-                        lambda: self.session is not session or session.has_pending()
+                        lambda: self.session is not session or session.has_pending(), LOOK_SECONDS
                     )
                     if self.session is not session:
                         return
@@ -249,7 +283,7 @@ class Link:
     def give_up(self, reason: str) -> None:
         """Called by the timekeeper: the host is silent."""
         attached = self.attached
-        self.error = HostError(self.label, reason, retry=True)
+        self.given_up = reason
         if attached is not None:
             # closing may wait for a dead peer: not in the thread that watches all the others
             threading.Thread(target=attached.channel.close, daemon=True).start()

@@ -58,10 +58,21 @@ class Kind(object):
 
 
 class Agent(object):
-    """keeper: descriptor that reads EOF when our keeper is gone, or None. listener: bound here."""
+    """keeper: descriptor that reads EOF when our keeper is gone, or None. gone_after: seconds of
+    a master's silence after which it is gone."""
 
-    def __init__(self, project, build, run, lock, idle_timeout, keeper=None, log=None):
-        # type: (str, str, layout.RunDir, int, float, Optional[int], Optional[Callable]) -> None
+    def __init__(
+        self,
+        project,  # type: str
+        build,  # type: str
+        run,  # type: layout.RunDir
+        lock,  # type: int
+        idle_timeout,  # type: float
+        gone_after,  # type: float
+        keeper=None,  # type: Optional[int]
+        log=None,  # type: Optional[Callable]
+    ):
+        # type: (...) -> None
         self.project = project
         self.build = build
         self.run_dir = run
@@ -87,6 +98,7 @@ class Agent(object):
         self._obituary = Obituary()
         self.cpus = limits.cpus()
         self._host = Host(build, project, self.cpus, idle_timeout, time.monotonic())
+        self._host.gone_after = gone_after
         self._keeping = Keeping(
             self._store, self._host, run.path, self._from_thread, self._act, self._log
         )

@@ -55,6 +55,8 @@ PATIENT_SECONDS = 200e-6  # that a task may take for that
 class Host(Blobs):
     """idle_timeout: seconds without a master after which the agent ends. workers: the default."""
 
+    gone_after = MASTER_GONE_AFTER
+
     def actions(self):
         # type: () -> List[Any]
         """What is to be done now. Call again after answering, until the list is empty."""
@@ -159,7 +161,11 @@ class Host(Blobs):
             raise ProtocolError("build %s speaks to build %s" % (message.build, self._build))
         if message.project != self._project:
             raise ProtocolError("project %s at an agent of %s" % (message.project, self._project))
-        master.greeted = True
+        for other in self._masters.values():
+            # of a connection that broke, we may not have seen the end: its tasks would run on
+            if message.master and other.name == message.master:
+                self._actions.append(Close(other.number, 75, "it came again"))
+        master.greeted, master.name = True, message.master
         master.workers = message.workers or self._default
         master.key = _key(message.settings)
         self._actions.append(Prepare(master.key))
@@ -395,10 +401,8 @@ class Host(Blobs):
         """To be called about four times a second while `busy`, else once a second or so."""
         self.now = now
         for master in list(self._masters.values()):
-            if now - master.heard > MASTER_GONE_AFTER:
-                self._actions.append(
-                    Close(master.number, 75, "silent for %d s" % MASTER_GONE_AFTER)
-                )
+            if now - master.heard > self.gone_after:
+                self._actions.append(Close(master.number, 75, "silent for %g s" % self.gone_after))
             elif now - master.said >= BEAT:
                 master.said = now
                 self._send(master, wire.Beat())

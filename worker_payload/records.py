@@ -130,6 +130,7 @@ class Master(object):
     def __init__(self, number, now):
         # type: (int, float) -> None
         self.number = number
+        self.name = ""  # the same over all its connections
         self.greeted = False
         self.key = (1, 0, ())  # type: Key
         self.workers = 0

@@ -78,8 +78,10 @@ def _agent(run, project, build, idle, pipe, log):
     log.begin()
     # imported here, so that the keeper stays small
     from worker_payload.agent import Agent
+    from worker_payload.host import MASTER_GONE_AFTER
 
-    Agent(project, build, run, lock, idle, pipe, log).run()
+    gone_after = float(os.environ.get("JAM_MASTER_GONE_AFTER") or MASTER_GONE_AFTER)
+    Agent(project, build, run, lock, idle, gone_after, pipe, log).run()
     return 0
 
 

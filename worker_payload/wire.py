@@ -44,7 +44,8 @@ class ProtocolError(Exception):
 class Hello(NamedTuple):
     """First message of a master. `settings`: threads (int or None), nice (int), env (dict of str).
 
-    workers: how many this master wants here; 0 leaves it to the agent (all CPUs it may use)."""
+    master: its name; a second one of this name is the same, over a new connection. workers: how
+    many it wants here; 0 leaves it to the agent (all CPUs it may use)."""
 
     version: int
     build: str

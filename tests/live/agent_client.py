@@ -35,6 +35,7 @@ class Client:
         workers: int = 2,
         settings: Mapping[str, Any] | None = None,
         build: str = "",
+        name: str = "",
         options: Sequence[str] = (),
         timeout: float = 30.0,
     ):
@@ -64,7 +65,7 @@ class Client:
             raise
         for message in self.decoder.feed(head):
             self.inbox.append(message)
-        self.send(wire.Hello(wire.VERSION, build, project, "test", workers, dict(settings or {})))
+        self.send(wire.Hello(wire.VERSION, build, project, name, workers, dict(settings or {})))
         self.welcome = self.wait(wire.Welcome)
 
     def _marker(self) -> bytes:

@@ -44,7 +44,7 @@ class Agent:
 
     def master(self, number: int = 1, workers: int = 2, **settings: Any) -> None:
         self.host.master_opened(number)
-        self.say(number, wire.Hello(wire.VERSION, "b", "p", "m", workers, settings))
+        self.say(number, wire.Hello(wire.VERSION, "b", "p", f"m{number}", workers, settings))
 
     def say(self, number: int, *messages: Any) -> list[Any]:
         for message in messages:
@@ -486,6 +486,18 @@ def test_a_silent_master_is_gone_and_a_beat_keeps_it() -> None:
     assert of(agent.at(100.0), states.Close) == []
     (close,) = of(agent.at(58 + host.MASTER_GONE_AFTER + 1), states.Close)
     assert close.code == 75
+
+
+def test_a_master_that_comes_again_ends_its_former_connection() -> None:
+    agent = Agent()
+    agent.master(1)
+    agent.master(2)
+    agent.call([[0, None, None]])
+    assert of(agent.done, states.Close) == []
+    agent.host.master_opened(3)
+    agent.say(3, wire.Hello(wire.VERSION, "b", "p", "m1", 2, {}))
+    (close,) = of(agent.done, states.Close)
+    assert (close.master, close.code) == (1, 75)
 
 
 def test_output_names_the_task_or_none() -> None:
