@@ -51,6 +51,17 @@ def read_lines(data):
             yield value
 
 
+def lines_of(data, pod):
+    # type: (bytes, str) -> Iterator[Any]
+    """The values of the whole lines in data that speak of this pod; reads no others."""
+    mark = pod.encode("ascii")
+    for part in data.split(b"\n"):
+        if mark in part:
+            value = read_line(part)
+            if value is not None:
+                yield value
+
+
 def whole(data):
     # type: (bytes) -> int
     """How many bytes of data are ended lines: where to go on reading a file that grows."""

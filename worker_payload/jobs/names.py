@@ -8,6 +8,9 @@ them opens it::
     jobpods/<pod>~<jobs>~<attempt>~<cut>~<owner>[+<child>]~<sweeper>   being taken from it
     done/<pod>~<jobs>~<attempt>~<cut>~<owner>[+<child>]         committed
     tails/<child>~<jobs>~<pod>~<attempt>~<owner>                made for a tail, not yet visible
+    submitted/[.]<submission>/<pod>~<jobs>~0~-                  of a submission; with a dot: half
+
+<child> in a claim is `<ticket>.<jobs>`: a child differs from its pod only in its ticket.
 
 `<pod>` begins with what orders the queue. Anything else in jobqueue was dropped by people: their
 names never become part of ours.
@@ -24,13 +27,16 @@ CLAIMED = "jobpods"
 TICKETS = "jobs"
 CUTS = "cuts"
 TAILS = "tails"
+SUBMITTED = "submitted"
 RESULTS = "results"
 DATA = os.path.join(RESULTS, "data")
 DONE = "done"
 PAST = "past"
 OWNERS = "workerqueue"
 LOGS = "logs"
-FOLDERS = (QUEUE, CLAIMED, TICKETS, CUTS, TAILS, RESULTS, DATA, DONE, PAST, OWNERS, LOGS)
+FOLDERS = (
+    QUEUE, CLAIMED, TICKETS, CUTS, TAILS, SUBMITTED, RESULTS, DATA, DONE, PAST, OWNERS, LOGS
+)  # fmt: skip
 ORDER = "order"
 IDENTITY = "id"
 HIRED = "hired.json"
@@ -43,7 +49,7 @@ _OWNER = r"[A-Za-z0-9_.-]{1,64}-w[0-9]{1,4}-[0-9a-f]{12}"
 _WAITING = (
     r"(?P<pod>%s)~(?P<jobs>[0-9]{1,9})~(?P<attempt>[0-9]{1,6})~(?P<cut>-|[0-9a-f]{16})" % _POD
 )
-_CLAIM = _WAITING + r"~(?P<owner>%s)(?:\+(?P<child>%s))?" % (_OWNER, _POD)
+_CLAIM = _WAITING + r"~(?P<owner>%s)(?:\+(?P<child>[0-9a-f]{12}\.[0-9]{1,9}))?" % _OWNER
 _WAITING_NAME = re.compile(_WAITING + r"\Z")
 _CLAIM_NAME = re.compile(_CLAIM + r"(?:~(?P<sweeper>[0-9a-f]{16}))?\Z")
 _OWNER_NAME = re.compile(r"(?P<host>.+)-w(?P<number>[0-9]+)-(?P<nonce>[0-9a-f]{12})\Z")
@@ -58,8 +64,9 @@ class Pod(NamedTuple):
     """What a name in jobqueue, jobpods or done says of a pod.
 
     pod: its identity, for all its life. jobs: the first so many of its lines are its jobs, the rest
-    was given to others. attempt: how often it was taken from somebody. cut: what is known of
-    earlier attempts. owner, child, sweeper: "" where the name has none."""
+    was given to others; 0 for the token of a dropped file that has not arrived. attempt: how often
+    it was taken from somebody. cut: what is known of earlier attempts. owner, child, sweeper: ""
+    where the name has none; what child says tells tail()."""
 
     pod: str
     jobs: int
@@ -96,6 +103,14 @@ class Pod(NamedTuple):
     def waiting(self):
         # type: () -> Pod
         return self._replace(owner="", child="", sweeper="")
+
+    def tail(self):
+        # type: () -> Optional[Tail]
+        """What the owner gave back last; None if nothing."""
+        if not self.child:
+            return None
+        ticket, _, jobs = self.child.partition(".")
+        return Tail(self.pod[:-12] + ticket, int(jobs), self.pod, self.attempt, self.owner)
 
 
 def read_pod(name):
@@ -192,6 +207,11 @@ class Tail(NamedTuple):
         # type: () -> str
         return "%s~%d~%s~%d~%s" % self
 
+    def short(self):
+        # type: () -> str
+        """What the claim of the parent says of it."""
+        return "%s.%d" % (self.child[-12:], self.jobs)
+
 
 def read_tail(name):
     # type: (str) -> Optional[Tail]
@@ -243,6 +263,16 @@ def past(pod):
 def tail(found):
     # type: (Tail) -> str
     return os.path.join(TAILS, found.name())
+
+
+def submitted(ticket):
+    # type: (str) -> str
+    return os.path.join(SUBMITTED, ticket)
+
+
+def within(folder, name):
+    # type: (str, str) -> str
+    return os.path.join(folder, name)
 
 
 def ticket_folder(ticket):
