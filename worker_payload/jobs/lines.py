@@ -11,8 +11,9 @@ its attempt and the job's index in it::
 """
 
 import json
+import re
 import zlib
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from worker_payload.jobs.names import Pod
 
@@ -60,6 +61,28 @@ def lines_of(data, pod):
             value = read_line(part)
             if value is not None:
                 yield value
+
+
+def scan(data):
+    # type: (bytes) -> Iterator[Tuple[str, int, int, str, bool, bool, int, int]]
+    """What the whole lines of results in data are about, several times quicker than reading them:
+    (pod, attempt, index, "begin" | "gave" | "x", failed, tried again, where it begins, ends).
+    Without the proof of the checksum: good for progress, not for the record."""
+    for found in _LINE.finditer(data):
+        pod, attempt, index, kind, rest = found.groups()
+        failed = again = False
+        if kind == b"x":
+            failed = not rest.startswith(b'0,"s":0,') or b',"why":"' in rest
+            again = b',"a":' in rest
+        yield (
+            pod.decode("ascii"), int(attempt), int(index), kind.decode("ascii"), failed, again,
+            found.start(), found.end(),
+        )  # fmt: skip
+
+
+_LINE = re.compile(
+    br'^[0-9a-f]{8} \{"p":"([^"]+)","k":([0-9]+),"i":([0-9]+),"(begin|gave|x)":(.*)\}\n', re.M
+)
 
 
 def whole(data):
@@ -239,14 +262,31 @@ class Plan(NamedTuple):
     logfile: str = ""
     kind: str = "command"
     name: str = ""
+    percent: float = 0.0
+    total: int = 1
 
 
 def write_pod(plan, jobs):
     # type: (Plan, Iterable[List[str]]) -> bytes
     """jobs: for each its parameters."""
-    parts = [line(dict(plan._asdict(), jam=1))]
-    parts.extend(_dumps(list(job)).encode("ascii") + b"\n" for job in jobs)
-    return b"".join(parts)
+    return pod_of(plan, map(write_job, jobs))
+
+
+def write_job(parameters):
+    # type: (Sequence[str]) -> bytes
+    return _dumps(list(parameters)).encode("ascii") + b"\n"
+
+
+def pod_of(plan, jobs):
+    # type: (Plan, Iterable[bytes]) -> bytes
+    """jobs: what write_job made of each."""
+    return line(dict(plan._asdict(), jam=1)) + b"".join(jobs)
+
+
+def read_plan(data):
+    # type: (bytes) -> Plan
+    """Of the beginning of a pod that holds its first line. Raises ValueError."""
+    return read_pod(data[: data.find(b"\n") + 1])[0]
 
 
 def read_pod(data):
