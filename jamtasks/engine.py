@@ -90,7 +90,7 @@ class Engine:
         self.settings = settings
         self.attach = attach
         self.on_output = on_output
-        self.look_around = look_around  # called every BEAT_EVERY seconds
+        self.look_around = look_around  # called now and then, from any thread
         self.closing = False
         self.closed = threading.Event()
         self.began = time.monotonic()
@@ -197,13 +197,23 @@ class Engine:
                 link = self.links[spec.label] = Link(self, spec)
                 link.start()
             elif link.state != "up" or link.leaving:
+                if link.leaving:
+                    link.leaving = ""
+                    for call in self.calls.values():
+                        if link.label in call.scheduler:
+                            call.scheduler.add_host(link.label, link.workers)
+                elif link.state in ("left", "unreachable"):
+                    link.state, link.error = "connecting", None
                 link.hurry()
 
     def leave(self, label: str, reason: str) -> None:
         """This host is no longer wanted: it may end what it runs, and gets nothing more."""
         with self.lock:
             link = self.links.get(label)
-            if link is None or link.leaving or link.session is None:
+            if link is None or link.leaving or link.state in ("left", "closed"):
+                return
+            if link.session is None:
+                link.part(reason)
                 return
             link.leaving = reason
             for call in self.calls.values():
@@ -480,7 +490,7 @@ class Engine:
                     self.changed.notify_all()
             if beats:
                 beat = now
-                self.look_around()
+            self.look_around()
             self.dispatch()
 
     def _is_free(self, link: Link) -> bool:

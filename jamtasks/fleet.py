@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker_payload import wire
 
+from . import presence
 from .errors import HostError, JamError
 from .report import BootstrapReport, BootstrapRow, FireReport, FireRow
 from .session import Session
@@ -57,7 +58,9 @@ def bootstrap(settings: Settings, specs: Sequence[HostSpec], project: str) -> Bo
     def failed(spec: HostSpec, error: Exception, seconds: float) -> BootstrapRow:
         return BootstrapRow(spec.label, "unreachable", seconds=seconds, note=reason(error))
 
-    return BootstrapReport(tuple(_everywhere(specs, one, failed)))
+    report = BootstrapReport(tuple(_everywhere(specs, one, failed)))
+    presence.tell(project, "bootstrap", [row.name for row in report.hosts if row.state == "up"])
+    return report
 
 
 def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireReport:
@@ -75,6 +78,8 @@ def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireRep
     def failed(spec: HostSpec, error: Exception, seconds: float) -> FireRow:
         return FireRow(spec.label, None, None, reason(error))
 
+    # first, so that masters here take the ends of these agents for what they are
+    presence.tell(project, "fire", [spec.label for spec in specs])
     return FireReport(project, tuple(_everywhere(specs, one, failed)))
 
 

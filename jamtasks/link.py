@@ -45,6 +45,7 @@ class Link:
         self.holds: dict[str, None] = {}  # digests of slices that it was given, oldest first
         self.last_welcome: wire.Welcome | None = None
         self.took: float | None = None  # seconds until it first was up
+        self._fruitless = 0  # times in a row that it was lost without an answer
         self.answered = 0  # tasks, over all connections
         self.last_heard = 0.0
         self.reading = False  # silence counts only while somebody listens
@@ -73,75 +74,72 @@ class Link:
         self._thread.start()
 
     def _live(self) -> None:
-        engine, pause, fruitless = self.engine, RETRY_FIRST, 0
+        engine, pause = self.engine, RETRY_FIRST
         while not engine.closing:
-            try:
-                attached = engine.attach(self.spec)
-            except HostError as error:
-                again = error.retry or (
-                    self.state == "lost" and not isinstance(error, HostKeyError)
-                )
-                with engine.lock:
-                    self.error = error
-                    if self.state != "lost":
-                        self.state = "unreachable"
-                    engine.changed.notify_all()
-                if not again:
-                    if self._wait_to_be_wanted():
-                        continue
-                    return
-                if isinstance(error, AuthenticationError):
-                    pause = RETRY_MAX  # its home may not be there yet; sshd counts failures
-            except Exception as error:  # a bug or a broken machine must not look like a hang
-                with engine.lock:
-                    self.error = HostError(self.label, f"{type(error).__name__}: {error}")
-                    self.state = "unreachable"
-                    engine.changed.notify_all()
-                return
+            began = time.monotonic()
+            again = self._try()
+            engine.look_around()  # perhaps it was ended on purpose
+            if self.state == "left" or not again:
+                while not engine.closing and not self._hurry.wait(LOOK_SECONDS):
+                    pass
+                pause = RETRY_FIRST
             else:
-                began, answers = time.monotonic(), self.answered
-                reason = self._serve(attached)
-                if engine.calls and self.answered == answers:
-                    fruitless += 1
-                else:
-                    fruitless = 0
-                self._lose(reason)
-                if self.state == "left":
-                    if self._wait_to_be_wanted():
-                        continue
-                    return
-                if fruitless >= FRUITLESS_MAX:
-                    with engine.lock:
-                        self.state = "unreachable"
-                        self.error = HostError(
-                            self.label, f"lost {fruitless} times without an answer: {reason}"
-                        )
-                        engine.changed.notify_all()
-                    return
-                if time.monotonic() - began > RETRY_MAX:
+                if isinstance(self.error, AuthenticationError):
+                    pause = RETRY_MAX  # its home may not be there yet; sshd counts failures
+                elif time.monotonic() - began > RETRY_MAX:
                     pause = RETRY_FIRST
-            # the pause is full of jitter: hosts lost together do not come back together
-            self._hurry.wait(pause * random.uniform(0.5, 1.0))
-            pause = RETRY_FIRST if self._hurry.is_set() else min(RETRY_MAX, pause * 2)
+                # full of jitter: hosts lost together do not come back together
+                self._hurry.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(RETRY_MAX, pause * 2)
             self._hurry.clear()
+
+    def _try(self) -> bool:
+        """Connect, and talk until the connection ends. True if it is worth trying again."""
+        engine = self.engine
+        try:
+            attached = engine.attach(self.spec)
+        except HostError as error:
+            lost = self.state == "lost"
+            self._fail(error, "lost" if lost else "unreachable")
+            return error.retry or (lost and not isinstance(error, HostKeyError))
+        except Exception as error:  # a bug or a broken machine must not look like a hang
+            self._fail(HostError(self.label, f"{type(error).__name__}: {error}"), "unreachable")
+            return False
+        answers = self.answered
+        reason = self._serve(attached)
+        fruitless = bool(engine.calls) and self.answered == answers
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        self._lose(reason)
+        if self._fruitless >= FRUITLESS_MAX:
+            times, self._fruitless = self._fruitless, 0
+            what = f"lost {times} times without an answer: {reason}"
+            self._fail(HostError(self.label, what), "unreachable")
+            return False
+        return True
+
+    def _fail(self, error: HostError, state: str) -> None:
+        with self.engine.lock:
+            if self.state not in ("left", "closed"):
+                self.state, self.error = state, error
+            self.engine.changed.notify_all()
 
     def hurry(self) -> None:
         """Do not pause before the next attempt to reach it: it is wanted, or all is over."""
         self._hurry.set()
 
-    def _wait_to_be_wanted(self) -> bool:
-        """Until `hurry`; False if all is over."""
-        while not self.engine.closing:
-            if self._hurry.wait(LOOK_SECONDS) and not self.engine.closing:
-                self._hurry.clear()
-                return True
-        return False
+    def part(self, reason: str) -> None:
+        """It is no longer wanted, and not connected. Under the lock."""
+        self.state, self.leaving = "left", ""
+        self.error = HostError(self.label, reason)
+        for call in self.engine.calls.values():
+            call.notes.append(f"{self.label} left: {reason}")
+        self.engine.changed.notify_all()
 
     def _serve(self, attached: Attached) -> str:
         """Talk until the channel ends; returns why it did."""
         engine, channel = self.engine, attached.channel
         with engine.lock:
-            if engine.closing:
+            if engine.closing or self.state == "left":
                 channel.close()
                 return "closed"
             session = Session(engine.hello(self.spec))
@@ -190,17 +188,17 @@ class Link:
         with engine.lock:
             if engine.closing:
                 self.state = "closed"
+            if self.state in ("left", "closed"):
                 return
+            for call in engine.calls.values():
+                call.scheduler.remove_host(self.label)
             if self.leaving:
-                self.state, reason, self.leaving = "left", self.leaving, ""
-                self.error = HostError(self.label, reason)
+                self.part(self.leaving)
             else:
                 self.state = "lost"
                 self.error = HostError(self.label, reason, retry=True)
-            for call in engine.calls.values():
-                call.scheduler.remove_host(self.label)
-                how = "left" if self.state == "left" else "was lost"
-                call.notes.append(f"{self.label} {how}: {reason}")
+                for call in engine.calls.values():
+                    call.notes.append(f"{self.label} was lost: {reason}")
             engine.changed.notify_all()
         engine.dispatch()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import sys
 import threading
 import time
@@ -19,21 +20,25 @@ from typing import TYPE_CHECKING, Any
 from worker_payload import codec, wire
 from worker_payload.wire import Buffer
 
+from . import presence
 from . import scheduler as plan
 from .engine import Call, Engine
-from .errors import EncodingError, HostError, ModuleError, TaskFailed, UsageError
+from .errors import EncodingError, HostError, JamError, ModuleError, TaskFailed, UsageError
 from .link import Link
 from .report import FailedSlice, HostReport, RunReport
 
 if TYPE_CHECKING:
     from .datasets import Slices
     from .modules import Bundle
+    from .reduction import OrderedFold
     from .settings import HostSpec, Settings
 
 INLINE_PARAMS = 32 << 10  # bytes: larger params travel as a blob, one copy per host
 _TASK = operator.itemgetter(0)
 MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
 POLL = 1.0  # seconds between looks at what has no event of its own
+SHOWN_AFTER = 1.0  # seconds; a shorter call shows nothing to `inv status`
+SHOWN_SLICES = 200
 
 Progress = Callable[[int, int, int], None]
 OnOutput = Callable[[str, int, int, str], None]
@@ -47,6 +52,7 @@ class Master:
     projects never share anything but stored data. on_output(host, slice, stream, line) gets what
     map functions print (stream 1 or 2); the default writes it to stderr, with host and slice in
     front. progress(done, total, failed) is called whenever slices have been answered.
+    on_notice(text) is told what a person who waits should know; the default writes it to stderr.
 
     A Master is a context manager; `close` ends its connections. `run` may be called from one
     thread at a time. Raises SettingsError or UsageError for names that mean nothing."""
@@ -61,6 +67,7 @@ class Master:
         accept_new: bool = False,
         on_output: OnOutput | None = None,
         progress: Progress | None = None,
+        on_notice: Callable[[str], None] | None = None,
     ):
         from . import archive, bootstrap
         from . import settings as settings_module
@@ -71,6 +78,8 @@ class Master:
         self.project = settings_module.check_project(project)
         names = hosts if hosts is None or isinstance(hosts, str) else list(hosts)
         self._specs = settings.select(names)
+        self._hosts_file = _HostsFile(settings) if hosts is None and settings.path else None
+        self._on_notice = on_notice or _print_notice
         self._progress = progress
         self._printer = _Printer(on_output or _print_output)
         self._last_run: RunReport | None = None
@@ -83,7 +92,11 @@ class Master:
             project=project,
             attach=lambda spec: bootstrap.attach(spec, settings, project),
             on_output=self._printer.feed,
+            look_around=self._look_around,
         )
+        self._presence = presence.Presence(project)
+        self._looking = threading.Lock()
+        self._shown: Callable[[float], dict[str, Any] | None] = lambda now: None
         self._running = threading.Lock()
         self._closed = False
         self._engine.start()
@@ -95,6 +108,7 @@ class Master:
         if not self._closed:
             self._closed = True
             self._engine.close()
+            self._presence.close()
 
     def __enter__(self) -> Master:
         return self
@@ -269,6 +283,7 @@ class Master:
         engine = self._engine
         fold = OrderedFold(getattr(bundle.module, "reduce", None) or default_reduce,
                            call.scheduler.tasks)  # fmt: skip
+        self._shown = functools.partial(self._snapshot, call, fold, time.time())
         try:
             engine.submit(call, links, pinned=call.slice_of is None)
             if self._progress is not None:
@@ -292,6 +307,9 @@ class Master:
         finally:
             engine.finish(call)
             self._printer.end(call.id)
+            with self._looking:
+                self._shown = lambda now: None
+                self._presence.hide()
             fold.close()
             seconds = time.monotonic() - began
             with engine.lock:
@@ -326,10 +344,101 @@ class Master:
                     gone_since = None
                     continue
                 now = time.monotonic()
+                hopes = [link for link in engine.links.values() if engine.hope(link)]
+                if gone_since is None and hopes:
+                    self._notice_later(_waiting(hopes, self.settings.give_up_after))
                 gone_since = gone_since or now
-                hope = any(engine.hope(link) for link in engine.links.values())
-                if not hope or now - gone_since > self.settings.give_up_after:
+                if not hopes or now - gone_since > self.settings.give_up_after:
                     raise engine.no_hosts()
+
+    # --- around a call ---------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        """Hear of hosts that come and go, and let others see how far we are."""
+        with self._looking:
+            if self._closed:
+                return
+            for news in self._presence.news():
+                for host in news.hosts:
+                    if news.verb == "fire":
+                        self._engine.leave(host, "it was ended by `inv fire`")
+                    elif host in self._engine.links:
+                        self._engine.join(self._engine.links[host].spec)
+            if self._hosts_file is not None:
+                self._reread(self._hosts_file)
+            with self._engine.lock:
+                shown = self._shown(time.time())
+            if shown is not None:
+                self._presence.show(shown)
+
+    def _reread(self, file: _HostsFile) -> None:
+        try:
+            specs = file.changed()
+        except JamError as error:
+            self._on_notice(f"{error.message}; the hosts stay as they were")
+            return
+        if specs is None:
+            return
+        wanted = {spec.label: spec for spec in specs}
+        for label, link in list(self._engine.links.items()):
+            if label not in wanted:
+                self._engine.leave(label, f"it is no longer in {file.path}")
+            elif wanted[label] != link.spec:
+                self._on_notice(f"{label}: its new settings in {file.path} count from the next run")
+        for label, spec in wanted.items():
+            known = self._engine.links.get(label)
+            if known is None or known.state == "left" or known.leaving:
+                self._on_notice(f"{label} is in {file.path} now, and may join")
+                self._engine.join(spec)
+
+    def _notice_later(self, text: str) -> None:
+        """From under the engine's lock, which is not held while others write."""
+        threading.Thread(target=self._on_notice, args=(text,), daemon=True).start()
+
+    def _snapshot(
+        self, call: Call, fold: OrderedFold, began: float, now: float
+    ) -> dict[str, Any] | None:
+        """What `inv status` shows of this call; None while it is young. Under the engine's lock."""
+        if now - began < SHOWN_AFTER or call.settled:
+            return None
+        clock = time.monotonic()
+        held = sorted(call.scheduler.held(), key=lambda item: item[3])
+        queued = call.scheduler.queued()
+        waiting = [
+            {
+                "slice": task,
+                "host": str(host),
+                "seconds": round(clock - since, 1),
+                "for": "its map function" if runs else "its data, or a free worker",
+            }
+            for task, host, runs, since in held[:SHOWN_SLICES]
+        ]
+        behind = next((item for item in waiting if item["slice"] == fold.next), None)
+        return {
+            "pid": os.getpid(),
+            "command": " ".join(sys.argv),
+            "module": call.begin.module,
+            "began": began,
+            "slices": call.scheduler.tasks,
+            "done": call.scheduler.done,
+            "failed": len(call.failures),
+            "retried": call.scheduler.retried,
+            "fold": behind if fold.ahead else None,
+            "waiting": waiting,
+            "more": max(0, len(held) - SHOWN_SLICES),
+            "queued": {str(host): n for host, n in queued.items() if host is not None and n},
+            "homeless": queued[None],
+            "hosts": [
+                {
+                    "name": link.label,
+                    "state": link.state,
+                    "workers": link.workers,
+                    "tasks": call.finished_by.get(link.label, 0),
+                    "note": link.error.reason if link.error else "",
+                }
+                for link in self._engine.links.values()
+            ],
+        }
 
     # --- reports ---------------------------------------------------------------------------
 
@@ -338,6 +447,40 @@ class Master:
         return [
             (link, link.state, link.error, len(link.notes)) for link in self._engine.links.values()
         ]
+
+
+class _HostsFile:
+    """The file that says which hosts there are, while a Master uses all of them."""
+
+    def __init__(self, settings: Settings):
+        assert settings.path is not None
+        self.path = settings.path
+        self._accept_new = settings.accept_new
+        self._seen = self._stamp()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    def changed(self) -> tuple[HostSpec, ...] | None:
+        """The hosts in it, if it was written to since the last time. Raises SettingsError."""
+        from . import settings as settings_module
+
+        stamp = self._stamp()
+        if stamp is None or stamp == self._seen:
+            return None
+        self._seen = stamp
+        return settings_module.load(self.path, accept_new=self._accept_new).select()
+
+
+def _waiting(links: Sequence[Link], seconds: float) -> str:
+    reasons = "; ".join(
+        f"{link.label}: {link.error.reason if link.error else 'no answer yet'}" for link in links
+    )
+    return f"no host is left; waiting up to {seconds:.0f} s for one to come back ({reasons})"
 
 
 _Seen = tuple[Link, str, HostError | None, int]  # state, error, how many notes
@@ -459,6 +602,11 @@ def _decode(
 
 
 # --- what map functions print ------------------------------------------------------------------
+
+
+def _print_notice(text: str) -> None:
+    sys.stderr.write(f"jam: {text}\n")
+    sys.stderr.flush()
 
 
 def _print_output(host: str, index: int, stream: int, line: str) -> None:

@@ -105,6 +105,11 @@ class OrderedFold:
         """Nothing beyond slice `next` should be handed out."""
         return self._file.full
 
+    @property
+    def ahead(self) -> int:
+        """How many answers wait for slice `next`."""
+        return len(self._waiting)
+
     def add(self, index: int, segments: Sequence[Buffer], decode: Decode) -> None:
         """The result of a slice; a second one of the same slice is not counted.
 

@@ -114,11 +114,12 @@ class Scheduler:
     def add_host(
         self, host: HostId, workers: int, horizon: float = HORIZON, *, settle: bool = True
     ) -> None:
-        """A host is there, or back. workers: at least 1. settle: give it its share of the tasks;
-        not so for a call whose tasks are about to be pinned."""
-        if host in self._hosts:
+        """A host is there, or back, or stays after all. workers: at least 1. settle: give it its
+        share of the tasks; not so for a call whose tasks are about to be pinned."""
+        there = self._hosts.setdefault(host, _Host(0, horizon))
+        if there.workers:
             raise ValueError(f"host {host!r} is already there")
-        self._hosts[host] = _Host(max(1, workers), horizon)
+        there.workers = max(1, workers)
         if settle:
             self._settle()
 
@@ -274,20 +275,21 @@ class Scheduler:
         """Pinned tasks that ran elsewhere, because their host was lost."""
         return frozenset(self._moved)
 
-    def waiting(self) -> Iterator[tuple[int, HostId | None, str, float | None]]:
-        """(task, host, state, since) of what is not done: "running" or "sent" to a host since
-        then, "queued" for it, or "homeless". A task with two copies comes twice."""
+    def held(self) -> Iterator[tuple[int, HostId, bool, float]]:
+        """(task, host, running, since) of what hosts hold: they run it, or have it, since then. A
+        task with two copies comes twice."""
         for name, host in self._hosts.items():
             for task, since in host.held.items():
                 started = host.started.get(task)
-                yield (task, name, "sent", since) if started is None else (
-                    task, name, "running", started)  # fmt: skip
-            for task in host.queue:
-                if not self._done[task]:
-                    yield task, name, "queued", None
-        for task in self._homeless:
-            if not self._done[task]:
-                yield task, None, "homeless", None
+                yield task, name, started is not None, since if started is None else started
+
+    def queued(self) -> dict[HostId | None, int]:
+        """How many tasks wait for their turn at each host; None: for any host."""
+        counts: dict[HostId | None, int] = {
+            name: len(host.queue) for name, host in self._hosts.items()
+        }
+        counts[None] = len(self._homeless)
+        return counts
 
     def outstanding(self, host: HostId) -> int:
         return len(self._hosts[host].held) if host in self._hosts else 0

@@ -159,6 +159,24 @@ def log_name(project, build):
     return "agent.%s.%s.log" % (project, build)
 
 
+def master_name(project):
+    # type: (str) -> str
+    """A file in which a master on this machine shows what it waits for."""
+    return "master.%s.%s.json" % (project, nonce())
+
+
+def master_names(run, project):
+    # type: (RunDir, str) -> List[str]
+    wanted = re.compile(r"master\.%s\.[0-9a-f]{16}\.json\Z" % re.escape(project))
+    return sorted(name for name in os.listdir(run.path) if wanted.match(name))
+
+
+def news_name(project):
+    # type: (str) -> str
+    """What masters on this machine are told about their hosts."""
+    return "news.%s.jsonl" % project
+
+
 def screen_name(project, role="agent"):
     # type: (str, str) -> str
     return "jam.%s.%s" % (project, role)

@@ -17,11 +17,12 @@ LAYERS = {
     "slices": 0.5, "filesets": 0.6, "imports": 0.5, "stand_in": 0.5,
     "datasets": 1, "modules": 1, "session": 1, "scheduler": 1, "reduction": 1, "screens": 1,
     "report": 1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
-    "archive": 2, "transport": 2,
+    "presence": 1, "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3,
     "link": 3.5, "engine": 4,
     "dispatch": 4, "master": 5, "fleet": 5, "project": 5.05,
-    "arguments": 5.1, "console": 5.1, "progress": 5.1, "checkout": 5.2,
+    "arguments": 5.1, "words": 5.1, "progress": 5.1, "console": 5.2, "job_progress": 5.2,
+    "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,
     "cli": 6,
 }  # fmt: skip
 SHARED = {"wire", "codec", "layout"} | {  # what the master may use of the payload

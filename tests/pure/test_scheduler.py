@@ -229,7 +229,7 @@ def test_a_host_that_leaves_may_end_what_it_runs_and_gets_no_more():
     sched.retire_host("a")
     later = assigned(sched.actions(0.1))
     assert "a" not in later and sched.outstanding("a") == len(first["a"])
-    assert all(state in ("sent", "running") for _, host, state, _ in sched.waiting() if host == "a")
+    assert sched.queued()["a"] == 0
     for task in first["a"]:
         assert sched.finished("a", task, 0.1)
     assert sched.outstanding("a") == 0
@@ -237,7 +237,7 @@ def test_a_host_that_leaves_may_end_what_it_runs_and_gets_no_more():
     assert sched.retried == 0
     now = 0.2
     while sched.left:
-        task = next(task for task, host, state, _ in sched.waiting() if state == "sent")
+        task = next(task for task, host, _, _ in sched.held() if host == "b")
         sched.finished("b", task, 0.1)
         now += 0.1
         sched.actions(now)
@@ -248,9 +248,21 @@ def test_the_last_host_may_leave_too():
     sched.add_host("a", 1)
     sched.actions(0.0)
     sched.retire_host("a")
-    assert {state for _, _, state, _ in sched.waiting()} == {"sent", "homeless"}
+    held = len(list(sched.held()))
+    assert held and sched.queued() == {"a": 0, None: 4 - held}
     sched.add_host("b", 1)
     assert assigned(sched.actions(0.1))["b"]
+
+
+def test_a_host_that_leaves_may_stay_after_all():
+    sched = Scheduler(4)
+    sched.add_host("a", 1)
+    held = assigned(sched.actions(0.0))["a"]
+    sched.retire_host("a")
+    sched.add_host("a", 1)
+    for task in held:
+        sched.finished("a", task, 0.1)
+    assert assigned(sched.actions(0.1))["a"] == [2, 3]
 
 
 class Hosts(RuleBasedStateMachine):
