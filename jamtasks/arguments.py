@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,6 +61,19 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
+def reducer(name: str) -> ModuleType:
+    """The module that folds what jobs printed, imported. Raises ModuleError."""
+    local_imports()
+    check_module_name(name)
+    try:
+        loaded = importlib.import_module(name)
+    except Exception as error:
+        raise ModuleError(f"{name} cannot be imported: {_text(error)}", _where(error)) from error
+    if not callable(getattr(loaded, "reduce", None)):
+        raise ModuleError(f"{name} has no function reduce", "it needs `def reduce(a, b): ...`")
+    return loaded
+
+
 def dataset(word: str | None, target: ModuleType) -> Any:
     """What `--dataset` names, else what the module offers, else None.
 
@@ -111,6 +124,27 @@ def positive(word: str | None, flag: str) -> int | None:
     if not re.fullmatch(r"[0-9]+", word) or int(word) < 1:
         raise UsageError(f"{flag} {word}: not a whole number above zero")
     return int(word)
+
+
+def whole(word: str | None, flag: str, smallest: int, largest: int = 10**9) -> int | None:
+    """A whole number in a range. Raises UsageError."""
+    if word is None:
+        return None
+    if not re.fullmatch(r"-?[0-9]{1,10}", word) or not smallest <= int(word) <= largest:
+        span = f"of {smallest} or more" if largest == 10**9 else f"from {smallest} to {largest}"
+        raise UsageError(f"{flag} {word}: not a whole number {span}")
+    return int(word)
+
+
+def variables(words: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE, several times. Raises UsageError."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"--env {word}: not NAME=VALUE")
+        found[name] = value
+    return found
 
 
 def seconds(word: str | None, flag: str) -> float | None:

@@ -9,33 +9,14 @@ failed, 2 wrong use or settings, 3 no host could be reached, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from invoke import Collection, Context, Program, task
 from invoke.exceptions import Exit, ParseError
 
-from . import checkout
-from .console import command, emit, note, stdout_may_close, width
-
-if TYPE_CHECKING:
-    from .arguments import Output
-
-HOSTS = {
-    "hosts": "Names with commas, each [user@]name[:port][*workers]; default: all of hosts.yaml, "
-    "else this machine.",
-    "hosts-file": "Instead of hosts.yaml (also: JAM_HOSTS_FILE).",
-    "project": "Agents of different projects know nothing of each other.",
-    "accept-new": "Trust and record keys of hosts never seen before. Changed keys are refused.",
-}
-FORM = {
-    "json": "Print one JSON value.",
-    "quiet": "Print the result only.",
-    "debug": "Show the traceback of an error.",
-}
-
+from . import checkout, jobs_cli
+from .console import command, emit, note, show_result, width
+from .words import FORM, HOSTS, helps
 
 # --- map ---------------------------------------------------------------------------------------
 
@@ -84,8 +65,7 @@ def map_(
     from .master import Master
     from .progress import Progress
 
-    if module in ("-h", "--help"):  # Invoke takes any first word for the module
-        os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", "map"])
+    helps(module, "map")
     size = arguments.positive(slice_size, "--slice-size")
     timeout = arguments.seconds(task_timeout, "--task-timeout")
     place = arguments.Output(output) if output else None
@@ -93,7 +73,12 @@ def map_(
     arguments.check_module_name(module)
     shown = Progress()
     with Master(
-        hosts, project, hosts_file=hosts_file, accept_new=accept_new, progress=shown
+        hosts,
+        project,
+        hosts_file=hosts_file,
+        accept_new=accept_new,
+        progress=shown,
+        on_notice=(lambda text: None) if quiet else None,
     ) as master:  # connects in the background while we import
         target = arguments.module(module)
         data = arguments.dataset(dataset, target)
@@ -114,7 +99,9 @@ def map_(
         if json:
             emit(report.dumps(ran.json(result)))
         else:
-            _show(result, getattr(target, "report", None), module, place)
+            custom = getattr(target, "report", None)
+            if place is None or callable(custom):
+                show_result(result, custom, module)
         if place is not None:
             written = place.write(result)
             if not quiet:
@@ -125,20 +112,6 @@ def map_(
         for line in report.failures(ran.failed):
             note(line)
         return 1 if ran.failed else 0
-
-
-def _show(result: Any, custom: Any, module: str, place: Output | None) -> None:
-    """The result for a person: as the module's report prints it, or plainly."""
-    from .arguments import guarded
-
-    if callable(custom):
-        with stdout_may_close():
-            guarded(f"{module}.report", custom, result)
-    elif place is None:
-        import pprint
-
-        plain = isinstance(result, (dict, list, tuple, set, frozenset))
-        emit(pprint.pformat(result, width=100, compact=True) if plain else str(result))
 
 
 # --- hosts -------------------------------------------------------------------------------------
@@ -227,7 +200,9 @@ def _wrong_use_is_2() -> Iterator[None]:
 
 
 def _namespace() -> Collection:
-    collection = Collection("jam", map_, bootstrap, fire, checkout.test, checkout.bench)
+    collection = Collection(
+        "jam", map_, bootstrap, *jobs_cli.TASKS, fire, checkout.test, checkout.bench
+    )
     collection.add_collection(checkout.dev)
     return collection
 

@@ -112,6 +112,20 @@ def emit(text: str) -> None:
         print(text)
 
 
+def show_result(result: Any, report: Any, name: str) -> None:
+    """A result for a person: as the report of the module of that name prints it, or plainly."""
+    from .arguments import guarded
+
+    if callable(report):
+        with stdout_may_close():
+            guarded(f"{name}.report", report, result)
+    else:
+        import pprint
+
+        plain = isinstance(result, (dict, list, tuple, set, frozenset))
+        emit(pprint.pformat(result, width=100, compact=True) if plain else str(result))
+
+
 @contextlib.contextmanager
 def stdout_may_close() -> Iterator[None]:
     """A reader that has gone (`| head`) has seen what it wanted: no error, and no more output."""

@@ -1,4 +1,4 @@
-"""How far a map call is, on stderr: a bar on a terminal, now and then a line elsewhere.
+"""How far a call is, on stderr: a bar on a terminal, now and then a line elsewhere.
 
 Nothing is shown, and rich is not imported, until a run has taken a while.
 """
@@ -8,20 +8,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO, TypeVar
 
 from .report import counted, duration
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
+D = TypeVar("D", bound="Display")
 BAR_AFTER = 0.5  # seconds: a shorter run shows its summary only
 LINE_AFTER = 10.0
 LINE_EVERY = 30.0  # a log of an hour gets 120 lines
 
 
-class Progress:
-    """`progress(done, total, failed)` may be called from any thread, as often as one likes.
+class Display:
+    """Shows `text()` on stderr while it is open: beside a bar of `amount()` on a terminal.
 
     Use as a context manager; nothing is left on a terminal afterwards."""
 
@@ -29,15 +27,18 @@ class Progress:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty() if terminal is None else terminal
         self._began = time.monotonic()
-        self._state = (0, 0, 0)
-        self._bar: Bar | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="jam progress", daemon=True)
 
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        self._state = (done, total, failed)  # one store: no lock, no half-updated line
+    def text(self) -> str:
+        """How far it is, in one line."""
+        raise NotImplementedError
 
-    def __enter__(self) -> Progress:
+    def amount(self) -> tuple[int, int]:
+        """(done, of how many); 0 for what is not known yet."""
+        raise NotImplementedError
+
+    def __enter__(self: D) -> D:
         self._thread.start()
         return self
 
@@ -60,7 +61,7 @@ class Progress:
 
     def _show_lines(self) -> None:
         while True:
-            print(line(*self._state, time.monotonic() - self._began), file=self._stream, flush=True)
+            print(self.text(), file=self._stream, flush=True)
             if self._over.wait(LINE_EVERY):
                 return
 
@@ -80,11 +81,25 @@ class Progress:
         with bar:
             shown = bar.add_task("", total=None)
             while True:
-                done, total, failed = self._state
-                text = line(done, total, failed, time.monotonic() - self._began)
-                bar.update(shown, completed=done, total=total or None, description=text)
+                done, total = self.amount()
+                bar.update(shown, completed=done, total=total or None, description=self.text())
                 if self._over.wait(0.1):
                     return
+
+
+class Progress(Display):
+    """`progress(done, total, failed)` may be called from any thread, as often as one likes."""
+
+    _state = (0, 0, 0)
+
+    def __call__(self, done: int, total: int, failed: int) -> None:
+        self._state = (done, total, failed)  # one store: no lock, no half-updated line
+
+    def text(self) -> str:
+        return line(*self._state, time.monotonic() - self._began)
+
+    def amount(self) -> tuple[int, int]:
+        return self._state[:2]
 
 
 def line(done: int, total: int, failed: int, seconds: float) -> str:

@@ -44,6 +44,11 @@ class OpensshConnection(Connection):
         self._channels.append(channel)
         return channel
 
+    def terminal(self, command: str) -> list[str]:
+        """The words that run a command there on the terminal of whoever executes them."""
+        argv = ["-t" if word == "-T" else word for word in self._argv(self._hops)]
+        return [*argv, "--", self._hops[-1].spec.name, command]
+
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
