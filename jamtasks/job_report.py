@@ -27,8 +27,7 @@ class JobRecord:
 
     number: within its submission, from 1. submission: 12 hex digits; of a dropped file its ticket.
     name: of a dropped file as os.fsdecode reads it, else "". command: the words that ran, quoted
-    for a shell. key: of its content, hex: equal for equal words and folder (for files: name and
-    bytes). host, worker: where it ran ("lab1", "w3"); owner: the same and of which start.
+    for a shell. host, worker: where it ran ("lab1", "w3"); owner: the same and of which start.
     began: seconds since the epoch. seconds: of the last try. exit: -1 if it has none. signal: what
     it died of, or 0. reason: "" | "timeout" | "lost" | "spawn". tries: how often it ran. memory:
     its peak, bytes. cpu: seconds. out, err: (file, from, to) of what it wrote there; the file is
@@ -40,7 +39,6 @@ class JobRecord:
     submission: str
     name: str
     command: str
-    key: str
     host: str
     worker: str
     owner: str

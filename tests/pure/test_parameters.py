@@ -112,7 +112,7 @@ def test_dollars_of_a_shell_text_are_its_own():
 def test_a_slip_in_a_name_of_the_grid_is_found():
     found = parameters.grid(["seed=1", "lr=2"])
     assert list(parameters.checked(["awk", "{print}", "{seed}"], found)) == [["1", "2"]]
-    with pytest.raises(UsageError, match="did you mean .seed") as caught:
+    with pytest.raises(UsageError, match=r"did you mean .seed") as caught:
         list(parameters.checked(["run", "{sed}"], found))
     assert caught.value.exit_code == 2
 
