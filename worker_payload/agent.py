@@ -39,6 +39,7 @@ SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us
 F_SETPIPE_SZ = 1031  # of Linux; Python knows it from 3.10 on
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
+DYING_SECONDS = 0.2  # that a process may take to end after its descriptors were closed
 WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
 
 
@@ -81,6 +82,7 @@ class Agent(object):
         self._selector = selectors.DefaultSelector()
         self._channels = {}  # type: Dict[int, Channel]
         self._workers = {}  # type: Dict[int, WorkerIO]
+        self._silent = {}  # type: Dict[int, float]  # workers that closed their end, and since when
         self._kinds = {}  # type: Dict[records.Key, Kind]
         self._dirty = set()  # type: Set[Channel]
         self._greeting = []  # type: List[Channel]
@@ -224,6 +226,12 @@ class Agent(object):
         for channel in list(self._channels.values()):
             if channel.closing is not None and now > channel.deadline:
                 self._drop(channel, channel.closing)
+        for number, since in list(self._silent.items()):
+            if now - since > DYING_SECONDS:
+                # not dying, then: it closed all its descriptors, and is of no more use
+                self._workers[number].deserted = True
+                self._kill(self._workers[number])
+                del self._silent[number]
         if self._greeting and now - self._started > WELCOME_WITHIN:
             self._greet()
         if now - self._peeked > 2.0:
@@ -618,9 +626,7 @@ class Agent(object):
         if answers is None:
             self._unwatch(io.replies)
             if not io.retired:
-                # dead, or it closed all its descriptors: then it is of no more use
-                io.deserted = True
-                self._kill(io)
+                self._silent[io.number] = time.monotonic()
             return
         for ok, wrote, ticket, seconds, payload in answers:
             if wrote or io.streams[0].dropped or io.streams[1].dropped:
@@ -725,6 +731,7 @@ class Agent(object):
         note = note or io.note or self._obituary.note(signal_, io.killed)
         self._host.gone(number, exit_, signal_, ticket, io.last_words(), note)
         del self._workers[number]
+        self._silent.pop(number, None)
         io.kind.workers.discard(number)
         for channel in self._channels.values():
             channel.paused.discard(number)

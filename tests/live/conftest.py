@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -215,6 +216,23 @@ def hosts(request: pytest.FixtureRequest, lab: Lab) -> tuple[HostSpec, HostSpec]
     lab.host("lab1")
     lab.host("lab2", key="host2")
     return lab.spec("lab1", request.param), lab.spec("lab2", request.param)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """module(source) writes a module and returns its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = []
+
+    def write(source: str, name: str = "") -> str:
+        name = name or f"jam_test_{tmp_path.name.replace('-', '_')}_{len(made)}"
+        made.append(name)
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+        return name
+
+    yield write
+    for name in made:
+        sys.modules.pop(name, None)
 
 
 def _threads() -> set[threading.Thread]:

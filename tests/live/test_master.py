@@ -22,23 +22,6 @@ from jamtasks.errors import EncodingError, ModuleError, NoHostsError, UsageError
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    """module(source) writes a module and returns its name."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made = []
-
-    def write(source: str, name: str = "") -> str:
-        name = name or f"jam_test_{tmp_path.name.replace('-', '_')}_{len(made)}"
-        made.append(name)
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
-        return name
-
-    yield write
-    for name in made:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
 def master(host):
     with Master([host]) as made:
         yield made
