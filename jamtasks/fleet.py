@@ -1,4 +1,4 @@
-"""Things done to every host at once, outside of a map call: bootstrap and fire.
+"""Things done to every host at once, outside of a map call: bootstrap, hire and fire.
 
 A host that fails is a row that says why; it never keeps the others from being done.
 """
@@ -10,13 +10,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker_payload import wire
 
 from . import presence
 from .errors import HostError, JamError
+from .job_report import HireReport, HireRow
 from .report import BootstrapReport, BootstrapRow, FireReport, FireRow
 from .session import Session
 
@@ -63,23 +64,72 @@ def bootstrap(settings: Settings, specs: Sequence[HostSpec], project: str) -> Bo
     return report
 
 
-def fire(settings: Settings, specs: Sequence[HostSpec], project: str) -> FireReport:
-    """End the project's agents, of every build, with all that they started, on every host.
+def hire(
+    settings: Settings,
+    specs: Sequence[HostSpec],
+    project: str,
+    count: int | None,
+    request: Mapping[str, Any],
+) -> HireReport:
+    """See to it that each host runs so many job workers of the project.
+
+    count: None: as the spec says, else what the host decides. request: the rest of what the verb
+    is told. Rows in the order of specs."""
+    from . import bootstrap as bootstrapping
+
+    def one(spec: HostSpec) -> HireRow:
+        wanted = spec.workers if count is None else count
+        told = {
+            **request,
+            "count": wanted,
+            "label": spec.label,
+            "env": dict(spec.env),
+            "nice": spec.nice,
+            "threads": spec.threads,
+        }
+        answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "hire", told)
+        running = int(answer["total"])
+        note = "; ".join(map(str, answer.get("notes", ())))
+        return HireRow(
+            spec.label, int(answer["hired"]), running, max(0, (wanted or 0) - running), note
+        )
+
+    def failed(spec: HostSpec, error: Exception, seconds: float) -> HireRow:
+        return HireRow(spec.label, None, None, None, reason(error))
+
+    return HireReport(project, tuple(_everywhere(specs, one, failed)))
+
+
+def fire(
+    settings: Settings,
+    specs: Sequence[HostSpec],
+    project: str,
+    *,
+    agents: bool = True,
+    workers: bool = True,
+    drain: bool = False,
+) -> FireReport:
+    """End the project's agents, of every build, and its job workers, with all that they started,
+    on every host. drain: let workers end the jobs they run.
 
     The notes name what ended. Rows in the order of specs; a host that cannot be asked has None
     for its numbers."""
     from . import bootstrap as bootstrapping
 
+    request = {"agents": agents, "workers": workers, "drain": drain}
+    told = () if agents and workers and not drain else (request,)
+
     def one(spec: HostSpec) -> FireRow:
-        answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "fire")
+        answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "fire", *told)
         names = ", ".join(map(str, answer["names"]))
-        return FireRow(spec.label, int(answer["ended"]), int(answer["left"]), names)
+        count = int(answer.get("workers", 0))
+        return FireRow(spec.label, int(answer["ended"]), int(answer["left"]), names, count)
 
     def failed(spec: HostSpec, error: Exception, seconds: float) -> FireRow:
-        return FireRow(spec.label, None, None, reason(error))
+        return FireRow(spec.label, None, None, reason(error), None)
 
-    # first, so that masters here take the ends of these agents for what they are
-    presence.tell(project, "fire", [spec.label for spec in specs])
+    if agents:  # first, so that masters here take the ends of these agents for what they are
+        presence.tell(project, "fire", [spec.label for spec in specs])
     return FireReport(project, tuple(_everywhere(specs, one, failed)))
 
 

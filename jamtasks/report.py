@@ -107,14 +107,16 @@ class BootstrapReport:
 
 @dataclass(frozen=True)
 class FireRow:
-    """What `inv fire` did on one host. ended: agents. left: processes that would not end.
+    """What `inv fire` did on one host. ended: agents and job workers. left: processes that would
+    not end. workers: how many of the ended were job workers.
 
-    Both are None where the host could not be asked: nothing is proven there, `note` says why."""
+    All are None where the host could not be asked: nothing is proven there, `note` says why."""
 
     name: str
     ended: int | None
     left: int | None
     note: str = ""
+    workers: int | None = 0
 
     @property
     def clean(self) -> bool:
