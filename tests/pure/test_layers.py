@@ -16,7 +16,7 @@ LAYERS = {
     "errors": 0, "settings": 0.5,
     "slices": 0.5, "filesets": 0.6, "imports": 0.5, "stand_in": 0.5,
     "datasets": 1, "modules": 1, "session": 1, "scheduler": 1, "reduction": 1, "screens": 1,
-    "report": 1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
+    "report": 1, "call_report": 1.1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
     "presence": 1, "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3,
     "link": 3.5, "engine": 4,
