@@ -15,6 +15,7 @@ from typing import List, Mapping, NamedTuple, Optional, Tuple
 
 PROJECT = re.compile(r"[A-Za-z0-9_-]{1,40}\Z")
 _AGENT_LOCK = re.compile(r"agent\.([A-Za-z0-9_-]{1,40})\.([A-Za-z0-9]+)\.lock\Z")
+_WORKER_LOCK = re.compile(r"worker\.([A-Za-z0-9_-]{1,40})\.([1-9][0-9]{0,3})\.lock\Z")
 _SOCKET_PATH_MAX = 103  # of sun_path on macOS; Linux has 107
 
 
@@ -216,6 +217,55 @@ def agent_locks(run):
         if match:
             found.append((match.group(1), match.group(2), name))
     return found
+
+
+# --- job workers -------------------------------------------------------------------------------
+
+
+def worker_lock_name(project, number):
+    # type: (str, int) -> str
+    """Held by the keeper of the host's worker of this number."""
+    return "worker.%s.%d.lock" % (project, number)
+
+
+def worker_locks(run, project):
+    # type: (RunDir, str) -> List[Tuple[int, str]]
+    """(number, file name) of every job worker that runs or ran here."""
+    found = []
+    for name in os.listdir(run.path):
+        match = _WORKER_LOCK.match(name)
+        if match and match.group(1) == project:
+            found.append((int(match.group(2)), name))
+    return sorted(found)
+
+
+def hire_lock_name(project):
+    # type: (str) -> str
+    """For those who start job workers, so that two of them do not start twice as many."""
+    return "hire.%s.lock" % project
+
+
+def view_name(project):
+    # type: (str) -> str
+    """What this host knows of the queue."""
+    return "view.%s.jsonl" % project
+
+
+def view_lock_name(project):
+    # type: (str) -> str
+    return "view.%s.lock" % project
+
+
+def worker_mark_prefix(run, project):
+    # type: (RunDir, str) -> str
+    """How the marks of all job workers of a project begin; no build begins with a w."""
+    return owner_prefix(run, project) + "w"
+
+
+def worker_mark(run, project, number):
+    # type: (RunDir, str, int) -> str
+    """A new mark, for the environment of a job worker and all that it starts."""
+    return "%s%d.%s" % (worker_mark_prefix(run, project), number, nonce())
 
 
 def is_project(name):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from worker_payload import procs
 
@@ -50,12 +50,12 @@ class Processes(object):
         self._adopts = procs.adopt_orphans()
 
     def run(self, argv, environ, out, err, timeout=0.0):
-        # type: (Sequence[Any], Dict[bytes, bytes], int, int, float) -> Ended
+        # type: (List[Any], Dict[bytes, bytes], int, int, float) -> Ended
         """Run a program to its end, in the present directory. argv[0]: a path, see find. environ:
         all of it. out, err: descriptors. timeout: seconds, 0 for none.
 
         No process of its group is left on return; nor any other descendant, where Linux lets us
-        adopt them. Raises OSError if it cannot be started, ValueError for words with a zero byte."""
+        adopt them. Raises OSError if it cannot be started, ValueError for a zero byte in words."""
         self._late = False
         began = time.monotonic()
         pid = self._start(argv, environ, out, err)
@@ -106,14 +106,14 @@ class Processes(object):
         return self._running
 
     def _start(self, argv, environ, out, err):
-        # type: (Sequence[Any], Dict[bytes, bytes], int, int) -> int
+        # type: (List[Any], Dict[bytes, bytes], int, int) -> int
         for left in range(_BUSY_TRIES, -1, -1):
             try:
                 return self._spawn(argv, environ, out, err)
             except OSError as error:
                 if error.errno == errno.ENOEXEC:
                     # a script without #!: sh runs it, as if a person had typed its name
-                    argv = ["/bin/sh"] + list(argv)
+                    argv = ["/bin/sh"] + argv
                 elif error.errno != errno.ETXTBSY or not left:
                     raise
                 else:  # somebody forked while the file was being written, and will exec soon
@@ -121,7 +121,7 @@ class Processes(object):
         raise AssertionError("the last try returns or raises")
 
     def _spawn(self, argv, environ, out, err):
-        # type: (Sequence[Any], Dict[bytes, bytes], int, int) -> int
+        # type: (List[Any], Dict[bytes, bytes], int, int) -> int
         if _SPAWNS:
             return os.posix_spawn(
                 argv[0],
@@ -136,7 +136,7 @@ class Processes(object):
                 setsigdef=_USUAL,
             )
         process = subprocess.Popen(
-            list(argv),
+            argv,
             env=environ,
             stdin=self._null,
             stdout=out,
