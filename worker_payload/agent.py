@@ -625,7 +625,7 @@ class Agent(object):
             return
         if answers is None:
             self._unwatch(io.replies)
-            if not io.retired:
+            if not io.retired and io.number in self._workers:
                 self._silent[io.number] = time.monotonic()
             return
         for ok, wrote, ticket, seconds, payload in answers:
