@@ -146,7 +146,18 @@ def bootstrap(
     return 1 if down else 0
 
 
-@task(auto_shortflags=False, help={**HOSTS, **FORM})
+@task(
+    auto_shortflags=False,
+    help={
+        **HOSTS,
+        "hosts": "Names with commas; default: where workers were hired, and all of "
+        "hosts.yaml, else this machine.",
+        "jobs": "Only the workers that run jobs.",
+        "map": "Only the agents of map calls.",
+        "drain": "Let each worker end the job it runs.",
+        **FORM,
+    },
+)
 @command
 def fire(
     c: Context,
@@ -154,16 +165,31 @@ def fire(
     hosts_file: str | None = None,
     project: str = "default",
     accept_new: bool = False,
+    jobs: bool = False,
+    map: bool = False,
+    drain: bool = False,
     json: bool = False,
     quiet: bool = False,
     debug: bool = False,
 ) -> int:
-    """End what the project runs on the hosts, and say that nothing is left."""
+    """End what the project runs on the hosts, and say that nothing is left.
+
+    Jobs that ran wait again.
+
+    inv fire --project sweep --drain"""
     from . import fleet, report, settings
 
+    both = jobs == map
     loaded = settings.load(hosts_file, accept_new=accept_new)
     settings.check_project(project)
-    done = fleet.fire(loaded, loaded.select(hosts), project)
+    done = fleet.fire(
+        loaded,
+        loaded.select(hosts),
+        project,
+        agents=map or both,
+        workers=jobs or both,
+        drain=drain,
+    )
     emit(report.dumps(done.json()) if json else report.fire_table(done, width()))
     if not quiet:
         note(report.fire_summary(done))

@@ -296,10 +296,14 @@ def fire_table(report: FireReport, width: int | None = None) -> str:
 
 def fire_summary(report: FireReport) -> str:
     """One line: what ended, and whether nothing is left."""
-    ended = sum(row.ended or 0 for row in report.hosts)
+    fired = sum(row.workers or 0 for row in report.hosts)
+    ended = sum(row.ended or 0 for row in report.hosts) - fired
+    what = [f"fired {counted(fired, 'worker')}"] if fired else []
+    what += [f"ended {counted(ended, 'agent')}"] if ended else []
     unknown = [row.name for row in report.hosts if row.left is None]
     left = {row.name: row.left for row in report.hosts if row.left}
-    parts = [f'Ended {counted(ended, "agent")} of project "{report.project}"']
+    text = " and ".join(what) or "nothing ran"
+    parts = [f'{text[0].upper()}{text[1:]} in project "{report.project}"']
     if left:
         parts += [f"{count} of their processes left on {name}" for name, count in left.items()]
     elif len(unknown) < len(report.hosts):

@@ -397,7 +397,7 @@ def rows(monkeypatch):
         found = report.BootstrapReport(tuple(bootstrap))
         monkeypatch.setattr(fleet, "bootstrap", lambda settings, specs, project: found)
         fired = report.FireReport("default", tuple(fire))
-        monkeypatch.setattr(fleet, "fire", lambda settings, specs, project: fired)
+        monkeypatch.setattr(fleet, "fire", lambda settings, specs, project, **planes: fired)
 
     return answer
 

@@ -151,7 +151,7 @@ def test_table_wraps_its_last_column_only_on_a_terminal():
 
 def test_fire_says_that_nothing_is_left():
     fired = FireReport("default", (FireRow("a", 3, 0), FireRow("b", 1, 0)))
-    assert report.fire_summary(fired) == ('Ended 4 agents of project "default"; nothing is left.')
+    assert report.fire_summary(fired) == ('Ended 4 agents in project "default"; nothing is left.')
     assert fired.json() == {
         "project": "default",
         "hosts": [{"name": "a", "ended": 3, "left": 0}, {"name": "b", "ended": 1, "left": 0}],
@@ -161,7 +161,7 @@ def test_fire_says_that_nothing_is_left():
 def test_fire_never_says_that_nothing_is_left_where_it_could_not_look():
     fired = FireReport("p", (FireRow("a", 1, 0), FireRow("b", None, None, "no route")))
     assert report.fire_summary(fired) == (
-        'Ended 1 agent of project "p"; nothing is left on 1 host; not proven for b.'
+        'Ended 1 agent in project "p"; nothing is left on 1 host; not proven for b.'
     )
     assert "not proven" in report.fire_table(fired)
     alone = FireReport("p", (FireRow("b", None, None),))
@@ -172,7 +172,7 @@ def test_fire_never_says_that_nothing_is_left_where_it_could_not_look():
 def test_fire_says_what_would_not_end():
     fired = FireReport("p", (FireRow("a", 2, 1), FireRow("b", 0, 0)))
     said = report.fire_summary(fired)
-    assert said == 'Ended 2 agents of project "p"; 1 of their processes left on a.'
+    assert said == 'Ended 2 agents in project "p"; 1 of their processes left on a.'
 
 
 @pytest.mark.parametrize(
