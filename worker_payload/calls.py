@@ -101,15 +101,24 @@ class NoMapFunction(Exception):
     """The module has no mapfunc."""
 
 
-def load(bundle, name):
-    # type: (Dict[str, Any], str) -> Any
-    """The mapfunc of module `name` of a bundle {"main": ..., "modules": ...}."""
-    finder = Bundle(bundle["modules"])
-    finder.install()
-    module = finder.load(name)
-    function = getattr(module, "mapfunc", None)
+_loaded = {}  # type: Dict[str, types.ModuleType]
+
+
+def load(bundle, name, wanted=None):
+    # type: (Dict[str, Any], str, Optional[str]) -> Any
+    """The mapfunc of module `name` of a bundle {"main": ..., "modules": ...}, or the function of
+    that qualified name in it."""
+    module = _loaded.get(name)
+    if module is None:
+        finder = Bundle(bundle["modules"])
+        finder.install()
+        module = _loaded[name] = finder.load(name)
+    function = module  # type: Any
+    for part in (wanted or "mapfunc").split("."):
+        function = getattr(function, part, None)
     if not callable(function):
-        raise NoMapFunction("module %s has no function mapfunc(params, slice)" % name)
+        what = wanted or "mapfunc(params, slice)"
+        raise NoMapFunction("module %s has no function %s" % (name, what))
     return function
 
 

@@ -192,6 +192,8 @@ class Host(Blobs):
         timeout = message.options.get("timeout")
         if timeout is not None and type(timeout) not in (int, float):
             raise ProtocolError("Begin: bad timeout: %.80r" % (timeout,))
+        if type(message.options.get("function", "")) is not str:
+            raise ProtocolError("Begin: bad function")
         if len(message.segments) != (0 if message.params else 1):
             raise ProtocolError("Begin: params by digest, or as the only segment")
         call = Call(self._new(), master, message)
@@ -232,12 +234,19 @@ class Host(Blobs):
             raise ProtocolError("Task of call %d, which has not begun" % message.call)
         if call.refused:
             return
-        for id_, digest, slot in message.tasks:
+        for id_, given, slot in message.tasks:
             if id_ in call.tasks:
                 raise ProtocolError("task %d of call %d is under way" % (id_, call.id))
             if slot is not None and slot >= master.workers:
                 raise ProtocolError("task for worker %d of %d" % (slot, master.workers))
-            task = call.tasks[id_] = Task(call, id_, digest, slot)
+            inline = digest = None
+            if type(given) is int:
+                if given >= len(message.segments):
+                    raise ProtocolError("task %d: no segment %d" % (id_, given))
+                inline = bytes(message.segments[given])
+            else:
+                digest = given
+            task = call.tasks[id_] = Task(call, id_, digest, slot, inline)
             if digest is None:
                 self._enqueue(task)
             else:

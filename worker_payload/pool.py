@@ -267,7 +267,8 @@ class Pool(object):
         if call.serial not in worker.calls:
             worker.calls.add(call.serial)
             handle = self._blobs[call.params].handle if call.params else call.params_handle
-            commands.append((BEGIN, call.serial, call.module, passing(handle), call.writable))
+            commands.append((BEGIN, call.serial, call.module, passing(handle), call.writable,
+                             call.spans, call.function))  # fmt: skip
         if not worker.hand:
             worker.since = self.now
         while queue and count:
@@ -278,7 +279,7 @@ class Pool(object):
             self._unqueue(task)
             task.state, task.worker, task.ticket, task.told = HANDED, worker, self._new(), False
             self._tickets[task.ticket] = worker.hand[task.ticket] = task
-            inline = None  # type: Any
+            inline = task.inline  # type: Any
             if task.digest is not None:
                 if task.digest in worker.held:
                     worker.held.move_to_end(task.digest)

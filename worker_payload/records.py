@@ -155,6 +155,8 @@ class Call(object):
         self.spooled = False
         self.writable = bool(begin.options.get("writable"))
         self.timeout = begin.options.get("timeout")
+        self.spans = bool(begin.options.get("spans"))
+        self.function = begin.options.get("function")
         self.missing = 0  # blobs without which nothing can begin
         self.pins = []  # type: List[str]
         self.refused = False
@@ -170,10 +172,13 @@ WAITING, QUEUED, HANDED, OVER = "waiting", "queued", "handed", "over"
 
 
 class Task(object):
-    __slots__ = ("call", "id", "digest", "slot", "state", "ticket", "worker", "told")
+    """inline: its blob, if it came with the task."""
 
-    def __init__(self, call, id_, digest, slot):
-        # type: (Call, int, Optional[str], Optional[int]) -> None
+    __slots__ = ("call", "digest", "id", "inline", "slot", "state", "ticket", "told", "worker")
+
+    def __init__(self, call, id_, digest, slot, inline=None):
+        # type: (Call, int, Optional[str], Optional[int], Optional[bytes]) -> None
+        self.inline = inline
         self.call = call
         self.id = id_
         self.digest = digest

@@ -22,6 +22,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 MAGIC = b"JAM\x01"
 VERSION = 1
 HEAD = struct.Struct(">4sBII")
+SPAN = struct.Struct(">Q")  # the first segment of a span's answer
 
 MAX_HEADER = 16 << 20  # a header holds names and numbers; past this it is not ours
 MAX_SEGMENTS = 1 << 20
@@ -66,7 +67,11 @@ class Begin(NamedTuple):
     """A map call. `code` is the digest of a module bundle, `module` the name to call in it.
 
     params: digest of the params blob, or "" when the blob is this frame's only segment.
-    options: writable (bool): hand out private copy-on-write arrays instead of read-only ones."""
+    options: writable (bool): hand out private copy-on-write arrays instead of read-only ones.
+    timeout (float or None): seconds after which a task is ended. spans (bool): a task is a list of
+    slices, each of which is mapped by itself; its answer begins with a segment that says how many
+    of the first were (SPAN), then comes the list of theirs. function: qualified name of a function
+    of one argument to map instead of mapfunc(params, slice)."""
 
     call: int
     code: str
@@ -77,10 +82,13 @@ class Begin(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Work for a call: [id, slice digest or None, index of the worker it is for or None] each."""
+    """Work for a call: [id, slice, index of the worker it is for or None] each.
+
+    slice: its digest, or the number of the segment that is its blob, or None."""
 
     call: int
     tasks: List[List[Any]]
+    segments: Sequence[Buffer] = ()
 
 
 class Blob(NamedTuple):
@@ -173,7 +181,8 @@ class Result(NamedTuple):
 class Failure(NamedTuple):
     """The map function raised (its worker is well), or its answer could not be encoded.
 
-    type: the exception's qualified name. traceback: as text, with source lines."""
+    type: the exception's qualified name. traceback: as text, with source lines. at: which slice of
+    its span it was."""
 
     call: int
     id: int
@@ -181,6 +190,7 @@ class Failure(NamedTuple):
     type: str
     message: str
     traceback: str
+    at: int = 0
 
 
 class Lost(NamedTuple):
@@ -325,7 +335,7 @@ def _tasks(value):
     return (
         columns is not None
         and _counts(columns[0])
-        and all(digest is None or _digest(digest) for digest in columns[1])
+        and all(one is None or _digest(one) or _count(one) for one in columns[1])
         and _counts([worker for worker in columns[2] if worker is not None])
     )
 
@@ -362,7 +372,7 @@ CHECKS = {
     Credit: (_count,),
     Started: (_count, _started),
     Result: (_count, _results),
-    Failure: (_count, _count, _count, _str, _str, _str),
+    Failure: (_count, _count, _count, _str, _str, _str, _count),
     Lost: (_count, _count, _count, _optional_int, _optional_int, _str, _str),
     Revoked: (_count, _list_of_counts),
     Output: (_count, _int, _count, _count),

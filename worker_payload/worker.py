@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional
 
-from worker_payload import calls, codec, links
+from worker_payload import calls, codec, links, wire
 
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
 ANSWER = struct.Struct("<BBQdI")
@@ -31,6 +31,7 @@ CODE, BEGIN, TASK, END, DROP, RELEASE = range(6)
 _BUFFER = 65536
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
 _SHARE_SECONDS = 0.02  # params that take longer to read are read once per call, not once per task
+_SPAN_SECONDS = 0.05  # after which a worker ends a span early: others may be idle
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
@@ -118,11 +119,13 @@ def _flush(stream):
 class _Call(object):
     """What tasks of one call share: params and how to hand out slices."""
 
-    def __init__(self, module, params, writable):
-        # type: (str, Any, bool) -> None
+    def __init__(self, module, params, writable, spans, function):
+        # type: (str, Any, bool, bool, Optional[str]) -> None
         self.module = module
         self.params = params
         self.writable = writable
+        self.spans = spans
+        self.function = function
         self.shared = None  # type: Optional[List[Any]]
 
     def get_params(self):
@@ -194,7 +197,8 @@ class Worker(object):
         self._streams = _Streams()
         self._reader = links.Reader()
         self._code = None  # type: Any
-        self._functions = {}  # type: Dict[str, Any]
+        self._functions = {}  # type: Dict[Any, Any]
+        self._at = 0  # which slice of a span
         self._calls = {}  # type: Dict[int, _Call]
         self._slices = {}  # type: Dict[str, Held]
 
@@ -220,9 +224,9 @@ class Worker(object):
         # type: (Any, List[int]) -> None
         kind = command[0]
         if kind == BEGIN:
-            _, call, module, params, writable = command
+            _, call, module, params, writable, spans, function = command
             source = Held(files.pop()) if params is None else params
-            self._calls[call] = _Call(module, source, writable)
+            self._calls[call] = _Call(module, source, writable, spans, function)
         elif kind == CODE:
             if command[1] is None:
                 held = Held(files.pop())
@@ -257,17 +261,15 @@ class Worker(object):
         segments = []  # type: List[Any]
         began = time.perf_counter()
         try:
-            if digest is None:
-                source = None
-            elif inline is None or inline is True:
-                source = self._slices[digest]
+            if type(inline) is bytes:
+                source = inline  # type: Any
             else:
-                source = inline
-            segments = self._call(self._calls[call], source)
+                source = None if digest is None else self._slices[digest]
+            segments = self._call(self._calls[call], source, began)
         except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
             kind = FAILURE
             if os.getpid() == self._pid:
-                segments = [marshal.dumps(calls.describe(error))]
+                segments = [marshal.dumps(calls.describe(error) + (self._at,))]
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             # a fork of us that came back from the user's code: what it says is nobody's answer
@@ -279,21 +281,51 @@ class Worker(object):
         TICKET.pack_into(self._board, self._place, 0)
         self._answer(kind, wrote, ticket, seconds, segments)
 
-    def _call(self, call, source):
-        # type: (_Call, Any) -> List[Any]
-        function = self._functions.get(call.module)
-        if function is None:
-            if isinstance(self._code, BaseException):
-                raise self._code
-            try:
-                function = calls.load(self._code, call.module)
-            except BaseException as error:
-                self._code = error  # half-imported modules are not tried again in this process
-                raise
-            self._functions[call.module] = function
+    def _load(self, call):
+        # type: (_Call) -> Any
+        if isinstance(self._code, BaseException):
+            raise self._code
+        try:
+            function = calls.load(self._code, call.module, call.function)
+        except BaseException as error:
+            self._code = error  # half-imported modules are not tried again in this process
+            raise
+        self._functions[call.module, call.function] = function
+        return function
+
+    def _call(self, call, source, began):
+        # type: (_Call, Any, float) -> List[Any]
+        self._at = 0
+        function = self._functions.get((call.module, call.function)) or self._load(call)
+        if call.spans:
+            return self._span(call, function, read_blob(source, call.writable), began)
         params = call.shared[0] if call.shared is not None else call.get_params()
         piece = None if source is None else read_blob(source, call.writable)
-        result = function(params, piece)
+        return self._encode(function(params, piece))
+
+    def _span(self, call, function, pieces, began):
+        # type: (_Call, Any, List[Any], float) -> List[Any]
+        """Map each of these; what is not done in good time is left to others."""
+        results = []  # type: List[Any]
+        for piece in pieces:
+            if call.function is not None:
+                results.append(function(piece))
+            else:
+                params = call.shared[0] if call.shared is not None else call.get_params()
+                results.append(function(params, piece))
+            self._at += 1
+            if time.perf_counter() - began > _SPAN_SECONDS:
+                break
+        try:
+            segments = codec.encode(results)
+        except codec.EncodeError:
+            for self._at, one in enumerate(results):
+                self._encode(one)
+            raise
+        return [wire.SPAN.pack(len(results))] + segments
+
+    def _encode(self, result):
+        # type: (Any) -> List[Any]
         try:
             return codec.encode(result)
         except codec.EncodeError as error:

@@ -49,7 +49,7 @@ MESSAGES = {
         wire.Begin, counts, digests, texts, digests | st.just(""), dicts, segments
     ),
     wire.Task: st.builds(
-        wire.Task, counts, lists(counts, digests | st.none(), counts | st.none())
+        wire.Task, counts, lists(counts, digests | counts | st.none(), counts | st.none()), segments
     ),
     wire.Blob: st.builds(wire.Blob, digests, counts, counts, segments),
     wire.Revoke: st.builds(wire.Revoke, counts, ids),
@@ -64,7 +64,7 @@ MESSAGES = {
     wire.Credit: st.builds(wire.Credit, counts),
     wire.Started: st.builds(wire.Started, counts, lists(counts, counts)),
     wire.Result: results(),
-    wire.Failure: st.builds(wire.Failure, counts, counts, counts, texts, texts, texts),
+    wire.Failure: st.builds(wire.Failure, counts, counts, counts, texts, texts, texts, counts),
     wire.Lost: st.builds(
         wire.Lost, counts, counts, counts, st.none() | numbers, st.none() | numbers, texts, texts
     ),
@@ -274,7 +274,7 @@ def test_what_is_refused_and_why(data, words):
 
 
 def test_only_what_may_come_from_there_is_taken():
-    task, result = wire.Task(1, []), wire.Result(1, [], [])
+    task, result = wire.Task(1, [], []), wire.Result(1, [], [])
     assert decoded(stream_of([task]), allowed=wire.FROM_MASTER) == [task]
     assert decoded(stream_of([result]), allowed=wire.FROM_AGENT) == [result]
     assert "Task" in refused(stream_of([task]), allowed=wire.FROM_AGENT)
