@@ -47,7 +47,8 @@ class FabricConnection(Connection):
         self._gateway = _borrow(hops[:-1], settings) if hops[:-1] else None
         try:
             self._login = patiently(
-                lambda: _Login(hops[-1], settings, self._gateway), settings.connect_timeout
+                lambda: _Login(hops[-1], settings, self._gateway, with_session=True),
+                settings.connect_timeout,
             )
         except BaseException:
             self._release()
@@ -58,7 +59,8 @@ class FabricConnection(Connection):
 
         line = command if isinstance(command, str) else " ".join(command)
         try:
-            channel = self._login.transport.open_session(WINDOW, PACKET, timeout=30)
+            channel, self._login.session = self._login.session, None
+            channel = channel or self._login.open_session()
             channel.exec_command(line)
         except (paramiko.SSHException, EOFError, OSError) as error:
             message = f"logged in, but sshd runs no command for us: {_say(error)}"
@@ -146,9 +148,19 @@ class _FabricChannel(Channel):
 
 
 class _Login:
-    """One authenticated connection. Raises HostError of the kind that fits."""
+    """One authenticated connection. Raises HostError of the kind that fits.
 
-    def __init__(self, hop: Hop, settings: Settings, gateway: _Gateway | None):
+    with_session: open a session too while others wait at the door: only when sshd has answered
+    that, it surely counts us among those who are in."""
+
+    def __init__(
+        self,
+        hop: Hop,
+        settings: Settings,
+        gateway: _Gateway | None,
+        *,
+        with_session: bool = False,
+    ):
         import fabric
         import paramiko
 
@@ -186,7 +198,14 @@ class _Login:
             except (paramiko.SSHException, EOFError, OSError) as error:
                 self.close()
                 raise _explain(hop, error, time.monotonic() - began, timeout) from None
-        self.transport: paramiko.Transport = self._connection.transport
+            self.transport: paramiko.Transport = self._connection.transport
+            self.session: paramiko.Channel | None = None
+            if with_session:
+                with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+                    self.session = self.open_session()  # else exec() will say why not
+
+    def open_session(self) -> paramiko.Channel:
+        return self.transport.open_session(WINDOW, PACKET, timeout=30)
 
     def close(self) -> None:
         # first the socket: Paramiko's thread looks only ten times a second whether it shall end
