@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         TextLinesDataSet,
     )
     from .errors import JamError, NoHostsError, ReduceError, TaskFailed, TaskLost, UsageError
+    from .job_report import DispatchReport, JobRecord, StatusReport
     from .master import Master
+    from .project import Project
     from .reduction import default_reduce
     from .report import HostReport, RunReport
     from .settings import HostSpec, Settings
@@ -45,7 +47,11 @@ _HOME = {
     "TaskFailed": "errors",
     "TaskLost": "errors",
     "UsageError": "errors",
+    "DispatchReport": "job_report",
+    "JobRecord": "job_report",
+    "StatusReport": "job_report",
     "Master": "master",
+    "Project": "project",
     "default_reduce": "reduction",
     "namespace": "cli",  # where Invoke looks: `ns.add_collection(jamtasks)`
     "HostReport": "report",
@@ -56,19 +62,23 @@ _HOME = {
 __all__ = [
     "BaseDataSet",
     "DataSet",
+    "DispatchReport",
     "FilesDataSet",
     "HostReport",
     "HostSpec",
     "JamError",
+    "JobRecord",
     "ListDataSet",
     "Master",
     "NoHostsError",
     "NpyFileDataSet",
     "NumpyMatrixDataSet",
     "NumpyMatrixFileDataSet",
+    "Project",
     "ReduceError",
     "RunReport",
     "Settings",
+    "StatusReport",
     "TaskFailed",
     "TaskLost",
     "TextLinesDataSet",
