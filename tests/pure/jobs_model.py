@@ -18,7 +18,16 @@ from worker_payload.jobs import lines, names
 from worker_payload.jobs import steps as real_steps
 from worker_payload.jobs.names import Pod
 from worker_payload.jobs.steps import (
-    Append, Create, List, MakeFolder, Read, Remove, RemoveFolder, Rename, Steps, Sync, SyncFolder,
+    Append,
+    Create,
+    List,
+    MakeFolder,
+    Read,
+    Remove,
+    RemoveFolder,
+    Rename,
+    Sync,
+    SyncFolder,
     Write,
 )  # fmt: skip
 
@@ -228,7 +237,7 @@ def committed(tree: Tree) -> Counter[Any]:
 def recover(tree: Tree, steps: Any, histories: Iterable[Any]) -> Tree:
     """Everybody died. One who comes then must find each job, and record it exactly once.
 
-    histories: what may be recorded in the end; one, where all jobs were there from the beginning."""
+    histories: what may be recorded in the end: one, if all jobs were there from the beginning."""
     tree = dict(tree)
     owner = owner_name(9)
     for turn in range(9):
@@ -350,7 +359,7 @@ class Explorer:
         return found
 
     def explore(self) -> int:
-        """Visits all states; returns how many. Raises Violation with the history that leads there."""
+        """Visits all states; returns how many. Raises Violation, telling what led there."""
         first = (self._start, tuple(self._local(n, ()) for n in range(len(self.programs))), (), 0)
         came: dict[Any, Any] = {first: None}
         stack = [first]

@@ -6,6 +6,7 @@ wrong is what makes its silence worth something.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,90 +29,105 @@ from worker_payload.jobs import lines, names
 from worker_payload.jobs import steps as real_steps
 from worker_payload.jobs.names import Pod, Tail
 from worker_payload.jobs.steps import (
-    Create, List, MakeFolder, Read, Remove, RemoveFolder, Rename, SyncFolder, Write,
+    Create,
+    List,
+    MakeFolder,
+    Read,
+    Remove,
+    RemoveFolder,
+    Rename,
+    SyncFolder,
+    Write,
 )  # fmt: skip
 
 
-def look(
-    *,
-    pods: tuple[int, ...] = (),
-    drops: tuple[str, ...] = (),
-    workers: int = 2,
-    sweepers: int = 2,
-    pods_each: int = 1,
-    sweeps_each: int = 1,
-    give: bool = False,
-    together: bool = True,
-    stale: bool = False,
-    faults: int = 0,
-    submit: bool = False,
-    retire: bool = False,
-    again: bool = False,
-    steps: Any = real_steps,
-) -> tuple[int, int]:
-    """pods: for each its number of jobs. submit: they are submitted meanwhile. retire: what is done
-    is moved away. again: the dropped files are dropped again under their names.
+@dataclass(frozen=True)
+class World:
+    """pods: for each its number of jobs. drops: names of dropped files. give, together: see
+    jobs_model.worker. stale, faults: see Explorer. submit: the pods are submitted meanwhile.
+    retire: what is done is moved away. again: the files are dropped again under their names."""
 
-    Returns the number of states, and of steps between them."""
+    pods: tuple[int, ...] = ()
+    drops: tuple[str, ...] = ()
+    workers: int = 2
+    sweepers: int = 2
+    pods_each: int = 1
+    sweeps_each: int = 1
+    give: bool = False
+    together: bool = True
+    stale: bool = False
+    faults: int = 0
+    submit: bool = False
+    retire: bool = False
+    again: bool = False
+
+
+def look(world: World, steps: Any = real_steps) -> tuple[int, int]:
+    """The number of states, and of steps between them."""
     tree: Tree = {}
     jobs: list[Any] = []
     made = []
-    for number, size in enumerate(pods, 1):
+    for number, size in enumerate(world.pods, 1):
         plan = PLAN._replace(first=len(jobs) + 1)
         made.append((pod_name(number, size), lines.write_pod(plan, [[] for _ in range(size)])))
         jobs += range(plan.first, plan.first + size)
-    histories = [jobs + list(drops)]
+    histories = [jobs + list(world.drops)]
     programs: dict[str, Any] = {}
-    for name in drops:
+    for name in world.drops:
         tree[names.dropped(name)] = b"echo"
-        if again:
+        if world.again:
             programs["person"] = lambda name=name: person(name)
-    if submit:
+    if world.submit:
         programs["submitter"] = lambda: submitter(steps, made)
         programs["helper"] = lambda: helper(steps)
         histories.append([])
     else:
         tree.update((names.queued(pod), data) for pod, data in made)
-    if retire:
+    if world.retire:
         programs["retirer"] = lambda: retirer(steps)
     programs |= {
-        f"worker {n}": lambda n=n: worker(steps, n, pods_each, give, together)
-        for n in range(1, workers + 1)
-    } | {f"sweeper {n}": lambda n=n: sweeper(steps, n, sweeps_each) for n in range(1, sweepers + 1)}
-    explorer = Explorer(tree, programs, histories, steps=steps, stale=stale, faults=faults)
+        f"worker {n}": lambda n=n: worker(steps, n, world.pods_each, world.give, world.together)
+        for n in range(1, world.workers + 1)
+    } | {
+        f"sweeper {n}": lambda n=n: sweeper(steps, n, world.sweeps_each)
+        for n in range(1, world.sweepers + 1)
+    }
+    explorer = Explorer(
+        tree, programs, histories, steps=steps, stale=world.stale, faults=world.faults
+    )
     return explorer.explore(), explorer.transitions
 
 
 WORLDS = {
-    "a pod": (dict(pods=(2,), together=False), 20_000),
-    "a pod, stale reads": (dict(pods=(2,), together=False, stale=True), 30_000),
-    "a pod, claimed again": (dict(pods=(2,), pods_each=2), 50_000),
-    "a pod, swept again": (dict(pods=(1,), sweeps_each=2), 200_000),
-    "two pods": (dict(pods=(1, 1)), 40_000),
-    "a tail": (dict(pods=(2,), give=True), 90_000),
-    "a tail, stale reads": (dict(pods=(2,), give=True, stale=True), 90_000),
+    "a pod": (World(pods=(2,), together=False), 50_000),
+    "a pod, stale reads": (World(pods=(2,), together=False, stale=True), 90_000),
+    "a pod, claimed again": (World(pods=(2,), pods_each=2), 50_000),
+    "a pod, swept again": (World(pods=(1,), sweeps_each=2), 200_000),
+    "two pods": (World(pods=(1, 1)), 40_000),
+    "a tail": (World(pods=(2,), give=True), 90_000),
+    "a tail, stale reads": (World(pods=(2,), give=True, stale=True), 120_000),
     "a tail, its own tail": (
-        dict(pods=(3,), give=True, workers=1, sweepers=1, pods_each=2, sweeps_each=2, faults=2),
+        World(pods=(3,), give=True, workers=1, sweepers=1, pods_each=2, sweeps_each=2, faults=2),
         100_000,
     ),
-    "a tail, late renames": (dict(pods=(2,), give=True, sweepers=1, faults=2), 20_000),
+    "a tail, late renames": (World(pods=(2,), give=True, sweepers=1, faults=2), 60_000),
     "a tail, two sweepers, late renames": (
-        dict(pods=(2,), give=True, workers=1, faults=2),
-        10_000,
+        World(pods=(2,), give=True, workers=1, faults=2),
+        40_000,
     ),
-    "a dropped file": (dict(drops=("a",)), 30_000),
-    "a dropped file, late renames": (dict(drops=("a",), faults=1), 150_000),
-    "a dropped file, and again": (dict(drops=("a",), again=True, sweepers=1, faults=1), 1_000),
-    "a tail, and past": (dict(pods=(2,), give=True, sweepers=1, retire=True, faults=1), 1_000),
-    "a submission": (dict(pods=(1, 1), submit=True, workers=1, sweepers=1, faults=1), 1_000),
-    "a dropped file and a pod": (dict(drops=("a",), pods=(1,), sweepers=1), 1_000),
+    "a dropped file": (World(drops=("a",)), 25_000),
+    "a dropped file, late renames": (World(drops=("a",), faults=1), 150_000),
+    "a dropped file, and again": (World(drops=("a",), again=True, sweepers=1, faults=1), 20_000),
+    "a tail, and past": (World(pods=(2,), give=True, sweepers=1, retire=True, faults=1), 25_000),
+    "a submission": (World(pods=(1, 1), submit=True, workers=1, sweepers=1, faults=1), 35_000),
+    "a dropped file and a pod": (World(drops=("a",), pods=(1,), sweepers=1), 3_000),
 }
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_no_job_is_lost_or_recorded_twice(world):
     settings, least = WORLDS[world]
-    states, steps = look(**settings)
+    states, steps = look(settings)
     print(f"{world}: {states} states, {steps} steps")
     assert states >= least, "the model sees less than it did"
 
@@ -343,15 +359,15 @@ def retire_removes_tails_of_all(done):
     yield from real_steps.retire(done)
 
 
-POD = dict(pods=(2,))
-SUBMISSION = dict(pods=(1, 1), submit=True, workers=0, sweepers=0)
-TAIL = dict(pods=(2,), give=True)
-LATE_TAIL = dict(pods=(2,), give=True, sweepers=1, workers=1, faults=1)
-DROP = dict(drops=("a",))
+POD = World(pods=(2,))
+SUBMISSION = World(pods=(1, 1), submit=True, workers=0, sweepers=0)
+TAIL = World(pods=(2,), give=True)
+LATE_TAIL = World(pods=(2,), give=True, sweepers=1, workers=1, faults=1)
+DROP = World(drops=("a",))
 WRONG = [
     ("commit", commit_after_a_look, POD),
     ("commit", commit_before_it_is_on_disk, POD),
-    ("commit", commit_without_the_tail, dict(LATE_TAIL, sweepers=0, faults=2)),
+    ("commit", commit_without_the_tail, replace(LATE_TAIL, sweepers=0, faults=2)),
     ("commit", commit_over_a_loss, POD),
     ("sweep", sweep_reads_before_it_takes, POD),
     ("sweep", sweep_removes_tails_before_it_takes, TAIL),
@@ -359,16 +375,16 @@ WRONG = [
     ("sweep", sweep_requeues_before_the_tail_is_visible, TAIL),
     ("sweep", sweep_without_taking, POD),
     ("sweep", sweep_by_copy, POD),
-    ("sweep", sweep_believes_one_look_for_the_tail, dict(LATE_TAIL, faults=2)),
+    ("sweep", sweep_believes_one_look_for_the_tail, replace(LATE_TAIL, faults=2)),
     ("give_back", give_back_shows_the_child_before_it_narrows, TAIL),
     ("give_back", give_back_removes_a_tail_it_believes_unneeded, LATE_TAIL),
     ("give_back", give_back_does_not_name_the_child, TAIL),
     ("adopt", adopt_moves_the_file_first, DROP),
-    ("adopt", adopt_removes_the_token_before_the_folder, dict(DROP, sweepers=1, faults=1)),
+    ("adopt", adopt_removes_the_token_before_the_folder, replace(DROP, sweepers=1, faults=1)),
     ("sweep", sweep_looks_into_a_token_s_folder, DROP),
     ("submit", submit_file_by_file, SUBMISSION),
     ("submit", submit_what_is_not_on_disk, SUBMISSION),
-    ("retire", retire_removes_tails_of_all, dict(TAIL, pods=(2, 1), workers=2, retire=True)),
+    ("retire", retire_removes_tails_of_all, replace(TAIL, pods=(2, 1), workers=2, retire=True)),
 ]
 
 
@@ -377,5 +393,5 @@ WRONG = [
 )
 def test_steps_that_are_wrong_are_found_out(name, change, world):
     with pytest.raises(Violation) as found:
-        look(**world, steps=wrong(**{name: change}))
+        look(world, wrong(**{name: change}))
     print(found.value)
