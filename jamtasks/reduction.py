@@ -94,7 +94,7 @@ class OrderedFold:
         self.next = 0  # the slice that the fold waits for
         self._reduce = reduce
         self._count = count
-        self._waiting: dict[int, tuple[_Kept, Decode] | None] = {}  # None: skipped
+        self._waiting: dict[int, tuple[_Kept, Decode, int] | None] = {}  # None: skipped
         self._memory = in_memory
         self._file = _Overflow(in_file, directory)
         self._value: Any = None
@@ -110,17 +110,18 @@ class OrderedFold:
         """How many answers wait for slice `next`."""
         return len(self._waiting)
 
-    def add(self, index: int, segments: Sequence[Buffer], decode: Decode) -> None:
+    def add(self, index: int, segments: Sequence[Buffer], decode: Decode, span: int = 0) -> None:
         """The result of a slice; a second one of the same slice is not counted.
 
-        decode: makes the value of the segments, when its turn comes. Raises ReduceError, and what
-        decode raises."""
+        decode: makes the value of the segments, when its turn comes. span: so many slices from
+        this one on have a result in these segments; decode makes a list of them. Raises
+        ReduceError, and what decode raises."""
         if not self.next <= index < self._count or index in self._waiting:
             return
         if index != self.next:
-            self._waiting[index] = self._keep(segments), decode
+            self._waiting[index] = self._keep(segments), decode, span
             return
-        self._fold(index, decode(segments))
+        self._take(segments, decode, span)
         self._catch_up()
 
     def skip(self, index: int) -> None:
@@ -162,15 +163,23 @@ class OrderedFold:
             if waiting is None:
                 self.next += 1
                 continue
-            kept, decode = waiting
+            kept, decode, span = waiting
             if isinstance(kept, list):
                 self._memory += _size(kept)
                 segments: Sequence[Buffer] = kept
             else:
                 segments = self._file.take(kept)
-            self._fold(self.next, decode(segments))
+            self._take(segments, decode, span)
         if not self._waiting:
             self._file.start_over()
+
+    def _take(self, segments: Sequence[Buffer], decode: Decode, span: int) -> None:
+        value = decode(segments)
+        if not span:
+            self._fold(self.next, value)
+            return
+        for one in value:
+            self._fold(self.next, one)
 
     def _fold(self, index: int, value: Any) -> None:
         self.next = index + 1

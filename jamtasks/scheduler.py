@@ -75,6 +75,10 @@ class _Host:
     answered: bool = True  # since `progress`, which is when it last got on, as far as we looked
     progress: float = 0.0
 
+    @property
+    def load(self) -> float:
+        return (len(self.held) + len(self.queue)) / self.workers
+
 
 class Scheduler:
     """One map call over hosts that come and go. A host with 0 workers is about to leave.
@@ -122,6 +126,22 @@ class Scheduler:
         there.workers = max(1, workers)
         if settle:
             self._settle()
+
+    def extend(self, count: int) -> range:
+        """So many more tasks, behind all others; their numbers. Their homes are where there is
+        least to do."""
+        more = range(self.tasks, self.tasks + count)
+        self.tasks += count
+        self._left += count
+        self._done.extend(bytes(count))
+        staying = [host for host in self._hosts.values() if host.workers]
+        for task in more:
+            if staying:
+                idlest = min(staying, key=lambda host: host.load)
+                idlest.queue.append(task)
+            else:
+                self._homeless.append(task)
+        return more
 
     def pin(self, homes: Sequence[tuple[HostId, int]]) -> None:
         """Task i belongs to worker homes[i][1] of host homes[i][0]: never stolen, copied, batched.
@@ -329,11 +349,8 @@ class Scheduler:
             self._homeless.appendleft(task)
             return
 
-        def load(name: HostId) -> float:
-            host = self._hosts[name]
-            return (len(host.held) + len(host.queue)) / host.workers
-
-        self._hosts[min(others, key=load)].queue.appendleft(task)
+        idlest = min(others, key=lambda name: self._hosts[name].load)
+        self._hosts[idlest].queue.appendleft(task)
 
     def _limit(self, host: _Host) -> int:
         ahead = 1

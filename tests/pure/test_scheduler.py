@@ -221,6 +221,21 @@ def test_only_the_head_is_handed_out_when_the_fold_is_full():
     assert not sched.actions(0.0, only=5)
 
 
+def test_more_tasks_go_where_there_is_least_to_do():
+    sched = Scheduler(0)
+    assert sched.extend(2) == range(0, 2) and sched.left == 2
+    sched.add_host("a", 1)
+    sched.add_host("b", 3)
+    sched.extend(6)
+    counts = {host: len(tasks) for host, tasks in assigned(sched.actions(0.0)).items()}
+    assert counts == {"a": 2, "b": 6}
+    for task in range(8):
+        assert sched.finished("a" if task in sched._hosts["a"].held else "b", task, 0.1)
+    assert sched.left == 0
+    assert list(sched.extend(1)) == [8] and sched.left == 1
+    assert list(assigned(sched.actions(0.1)).values()) == [[8]]
+
+
 def test_a_host_that_leaves_may_end_what_it_runs_and_gets_no_more():
     sched = Scheduler(8)
     sched.add_host("a", 1)
