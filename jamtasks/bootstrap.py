@@ -13,6 +13,7 @@ lines behind a marker that no start-up file can know; the master sends nothing u
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +58,8 @@ PYTHONS = (
     "python3.8 python3.6 pypy3"
 ).split()
 _SAFE = re.compile(r"[A-Za-z0-9_./+:@%=, ~()<>;*\[\]-]*")
-_OPTIONS = {"attach": ["-S"], "fire": ["-S"], "probe": []}  # without site: half the start-up time
+# without site: half the start-up time
+_OPTIONS = {"attach": ["-S"], "fire": ["-S"], "hire": ["-S"], "probe": []}
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,25 @@ def attach(spec: HostSpec, settings: Settings, project: str) -> Attached:
     return _start(spec, settings, project, "attach")
 
 
-def command(spec: HostSpec, settings: Settings, project: str, verb: str) -> dict[str, object]:
-    """Run a verb that answers with one line of JSON (`fire`, `probe`), and end. Raises HostError.
+def command(
+    spec: HostSpec,
+    settings: Settings,
+    project: str,
+    verb: str,
+    request: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """Run a verb that answers with one line of JSON (`fire`, `hire`, `probe`), and end. Raises
+    HostError.
 
-    To its answer are added payload (`sent` or `present`), noise and seconds. `probe` chooses the
-    host's Python anew."""
+    request: what exactly `fire` or `hire` is to do. To its answer are added payload (`sent` or
+    `present`), noise and seconds. `probe` chooses the host's Python anew."""
     started = _start(spec, settings, project, verb)
     channel, answer = started.channel, started.head
     timer = _Watch(channel, STAGE_TIMEOUT)
     try:
+        if verb != "probe":
+            with contextlib.suppress(OSError):  # what it says before it ends explains more
+                channel.write([json.dumps(dict(request or {})).encode("ascii") + b"\n"])
         while b"\n" not in answer and len(answer) < 1 << 20:
             data = channel.read(1 << 16)
             if not data:
@@ -104,6 +117,8 @@ def command(spec: HostSpec, settings: Settings, project: str, verb: str) -> dict
     finally:
         timer.stop()
         channel.close()
+    if "error" in found:
+        raise HostError(spec.label, str(found["error"]), str(found.get("hint") or "") or None)
     return {
         **found,
         "payload": started.payload,

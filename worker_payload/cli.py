@@ -1,16 +1,20 @@
 """What this payload can be asked on a host: python <build>.pyz VERB ...
 
     attach MARKER PROJECT [local] [keep]   become the channel to the project's agent
-    fire MARKER PROJECT                    end the project's agents here
+    fire MARKER PROJECT                    end the project's agents and job workers here
+    hire MARKER PROJECT                    start job workers
     probe MARKER PROJECT                   say what this host is
     serve PROJECT [last]                   keeper and agent; what attach starts
+    work PROJECT NUMBER                    keeper and job worker; what hire starts
 
-MARKER announces what the master should read: MARKER:R before it, or MARKER:X and why not.
+MARKER announces what the master should read: MARKER:R before it, or MARKER:X and why not. fire and
+hire then read one line of JSON, what exactly is wanted. Their answer is one line of JSON too; one
+with "error" (and "hint") says why there is no other.
 """
 
 import os
 import sys
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 from worker_payload import layout
 
@@ -28,7 +32,11 @@ def main(argv=None):
         from worker_payload import serve
 
         return serve.serve(layout.run_dir(), _project(arguments.pop(0)), BUILD, arguments)
-    if verb not in ("attach", "fire", "probe") or len(arguments) < 2:
+    if verb == "work" and len(arguments) == 2:
+        from worker_payload.jobs import work
+
+        return work.work(layout.run_dir(), _project(arguments[0]), int(arguments[1]))
+    if verb not in ("attach", "fire", "hire", "probe") or len(arguments) < 2:
         sys.stderr.write(__doc__ or "")
         return 2
     marker, project = arguments[:2]
@@ -66,16 +74,52 @@ def _say(marker, verb, run, project):
     # type: (str, str, layout.RunDir, str) -> int
     import json
 
-    if verb == "fire":
-        from worker_payload import fire
-
-        answer = fire.fire(run, project)
-    else:
+    if verb == "probe":
         from worker_payload import probe
 
         answer = probe.probe(run)
-    _write("\n%s:R\n%s\n" % (marker, json.dumps(answer)))
-    return 0
+        _write("\n%s:R\n" % marker)
+    else:
+        _write("\n%s:R\n" % marker)
+        answer = _answer(verb, run, project, _request())
+    _write(json.dumps(answer) + "\n")
+    return 1 if "error" in answer else 0
+
+
+def _answer(verb, run, project, request):
+    # type: (str, layout.RunDir, str, Dict[str, Any]) -> Dict[str, Any]
+    from worker_payload.jobs import files, hire
+
+    try:
+        if verb == "hire":
+            return hire.hire(run, project, request)
+        from worker_payload import fire
+
+        wanted = dict((key, bool(request[key])) for key in ("agents", "workers", "drain")
+                      if key in request)  # fmt: skip
+        return fire.fire(run, project, **wanted)
+    except hire.HireError as error:
+        return {"error": str(error), "hint": error.hint}
+    except (OSError, files.Trouble) as error:
+        return {"error": "%s failed: %s" % (verb, error), "hint": None}
+
+
+def _request():
+    # type: () -> Dict[str, Any]
+    """The line of JSON that the master sends when it has seen the marker; {} if it sends none."""
+    import json
+
+    data = b""
+    while not data.endswith(b"\n") and len(data) < 1 << 20:
+        more = os.read(0, 1 << 16)
+        if not more:
+            break
+        data += more
+    try:
+        found = json.loads(data.decode("ascii"))
+    except ValueError:
+        found = {}
+    return found if type(found) is dict else {}
 
 
 def _fail(marker, message, hint):

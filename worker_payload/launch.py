@@ -1,11 +1,12 @@
-"""Start an agent that outlives the connection: under screen where that works, else by setsid."""
+"""Start what outlives the connection, an agent or a job worker: under screen where that works, else
+in a session of its own."""
 
 import os
 import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from worker_payload import layout, procs
 
@@ -25,39 +26,89 @@ def command():
 
 def start(run, project, build, options, listens):
     # type: (layout.RunDir, str, str, List[str], Callable[[], bool]) -> None
-    """Returns when the agent listens, or when that is no longer to be expected."""
-    owner = layout.owner(run, project, build)
-    name = layout.screen_name(project)
-    screen = shutil.which("screen")
-    # the mark is for the agent, not for screen's own process, which ends by itself
-    if screen and shutil.which("env"):
-        line = [screen, "-dmS", name, "env", "%s=%s" % (procs.OWNER, owner)]
-        started = _run(_scope() + line + command() + ["serve", project])
-        if started and _wait(listens, _SCREEN_WITHIN, lambda: _screen_lives(screen, name)):
-            return
-        if listens():
-            return
+    """Start the project's agent. Returns when it listens, or when that is hopeless."""
     last = ["last"] if "local" in options and "keep" not in options else []
-    environment = dict(os.environ)
-    environment[procs.OWNER] = owner
-    log = os.open(
+    started = Started(
+        layout.screen_name(project),
+        ["serve", project],
+        layout.owner(run, project, build),
         run.file(layout.log_name(project, build)),
-        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-        0o600,
     )
-    try:
-        process = subprocess.Popen(
-            command() + ["serve", project] + last,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+    started.wait(listens, last)
+
+
+class Started(object):
+    """A payload that begins to run in the background. name: of its screen session. arguments: of
+    the payload. mark: procs.OWNER of it and of all that it starts. log: a file for what it prints
+    without screen. environ: in which it runs."""
+
+    def __init__(self, name, arguments, mark, log, environ=None):
+        # type: (str, List[str], str, str, Optional[Dict[str, str]]) -> None
+        self._name = name
+        self._arguments = arguments
+        self._mark = mark
+        self._log = log
+        self._environ = dict(os.environ if environ is None else environ)
+        self._screen = shutil.which("screen")
+        self._looked = 0.0
+        self._begun = False
+        # the mark is for the payload, not for screen's own process, which ends by itself
+        if self._screen and shutil.which("env"):
+            line = [self._screen, "-dmS", name, "env", "%s=%s" % (procs.OWNER, mark)]
+            line = _scope() + line + command() + arguments
+            self._begun = _run(line, self._environ)
+            self._looked = time.monotonic() + 0.2
+
+    def wait(self, ready, more=()):
+        # type: (Callable[[], bool], Any) -> bool
+        """Until it is ready, or until that is no longer to be expected; whether it is. more: what
+        it is told besides if it has to do without screen."""
+        if self._begun and _wait(ready, _SCREEN_WITHIN, self._screen_lives):
+            return True
+        if ready():
+            return True
+        process = self._alone(list(more))
+        found = _wait(ready, _WITHIN, lambda: process.poll() is None)
+        process.returncode = 0  # it lives on: no complaint from Popen's destructor
+        return found
+
+    def _alone(self, more):
+        # type: (List[str]) -> subprocess.Popen
+        log = os.open(
+            self._log,
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
         )
-    finally:
-        os.close(log)
-    _wait(listens, _WITHIN, lambda: process.poll() is None)
-    process.returncode = 0  # it lives on: no complaint from Popen's destructor
+        try:
+            return subprocess.Popen(
+                command() + self._arguments + more,
+                env=dict(self._environ, **{procs.OWNER: self._mark}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+
+    def _screen_lives(self):
+        # type: () -> bool
+        """Whether a session of exactly this name exists; asked rarely, as it takes a process."""
+        now = time.monotonic()
+        if now - self._looked < 0.5:
+            return True
+        self._looked = now
+        try:
+            listing = subprocess.run(
+                [self._screen or "screen", "-ls"], stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5)  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return False
+        for line in listing.stdout.decode("utf-8", "replace").splitlines():
+            words = line.split()
+            if words and words[0].partition(".")[2] == self._name:
+                return True
+        return False
 
 
 def _wait(listens, seconds, lives):
@@ -74,35 +125,13 @@ def _wait(listens, seconds, lives):
     return False
 
 
-_looked = {}  # type: Dict[str, Any]
-
-
-def _screen_lives(screen, name):
-    # type: (str, str) -> bool
-    """Whether a session of exactly this name exists; asked rarely, because it takes a process."""
-    now = time.monotonic()
-    if now - _looked.get("when", now - 0.2) < 0.5:
-        return True
-    _looked["when"] = now
-    try:
-        listing = subprocess.run(
-            [screen, "-ls"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, timeout=5)  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return False
-    for line in listing.stdout.decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if words and words[0].partition(".")[2] == name:
-            return True
-    return False
-
-
-def _run(line):
-    # type: (List[str]) -> bool
+def _run(line, environ=None):
+    # type: (List[str], Optional[Dict[str, str]]) -> bool
     try:
         return (
             subprocess.run(
                 line,
+                env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

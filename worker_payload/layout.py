@@ -239,6 +239,12 @@ def worker_locks(run, project):
     return sorted(found)
 
 
+def worker_log_name(project, number):
+    # type: (str, int) -> str
+    """What a worker without screen prints before it has its log in the project."""
+    return "worker.%s.%d.log" % (project, number)
+
+
 def hire_lock_name(project):
     # type: (str) -> str
     """For those who start job workers, so that two of them do not start twice as many."""

@@ -17,13 +17,13 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import links, procs, worker
 
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
+THREADS = (
+    "OMP_NUMTHREADS",
+    "OPENBLAS_NUMTHREADS",
+    "MKL_NUMTHREADS",
+    "BLIS_NUMTHREADS",
+    "VECLIB_MAXIMUMTHREADS",
+    "NUMEXPR_NUMTHREADS",
 )
 
 # from the agent, as (kind, name, ...); from us likewise
@@ -90,7 +90,7 @@ def _prepare(settings):
     # type: (Dict[str, Any]) -> str
     """Environment, priority and numpy of all workers of this kind; numpy's version, or ""."""
     threads = str(settings.get("threads") or 1)
-    for name in _THREADS:
+    for name in THREADS:
         os.environ[name] = threads
     for name, value in settings.get("env", {}).items():
         if name not in (procs.OWNER, procs.WORKER):

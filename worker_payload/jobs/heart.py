@@ -19,6 +19,7 @@ STATE_EVERY = 1.0  # seconds between heartbeats for changes of state
 LAPSE = 45.0  # half of what others wait: who is late gives up before its jobs are given away
 STATES = ("idle", "running", "held", "ending")
 LAPSED = signal.SIGUSR2  # to the main thread: nobody can know any more that we live
+_SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, LAPSED]
 _PAD = 512  # a heartbeat is rewritten in place, and this keeps its size: a full disk takes it too
 _CHECK = 3.0
 _PATIENCE = 10.0  # seconds that the main thread gets to end
@@ -92,6 +93,7 @@ class Heart(object):
 
     def _beats_on(self):
         # type: () -> None
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # they are to interrupt the main thread
         while not self._closed:
             self._wake.wait(self._every)
             self._wake.clear()
@@ -140,6 +142,7 @@ class Heart(object):
 
     def _watch(self):
         # type: () -> None
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         while not self._closed:
             try:
                 readable = select.select([self._pipe], [], [], min(_CHECK, self._lapse / 4))[0]

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from worker_payload import procs
 
 GRACE = 1.0  # seconds from TERM to KILL
+SLOW = 1.0  # seconds after which a job is none of the many short ones
 _BUSY_TRIES = 20
 _SPAWNS = hasattr(os, "posix_spawn") and sys.platform.startswith("linux")
 _LOOKS = hasattr(os, "waitid") and hasattr(os, "WNOWAIT")
@@ -46,13 +47,16 @@ class Processes(object):
         self._running = 0  # the group that signals go to; 0 as soon as its number may be reused
         self._late = False
         self._stopped = False
+        self._deadline = 0.0  # monotonic; when the job's time is over, 0 for never
+        self._meanwhile = None  # type: Optional[Callable[[], None]]
         signal.signal(signal.SIGALRM, self._on_alarm)
         self._adopts = procs.adopt_orphans()
 
-    def run(self, argv, environ, out, err, timeout=0.0):
-        # type: (List[Any], Dict[bytes, bytes], int, int, float) -> Ended
+    def run(self, argv, environ, out, err, timeout=0.0, meanwhile=None):
+        # type: (List[Any], Dict[bytes, bytes], int, int, float, Any) -> Ended
         """Run a program to its end, in the present directory. argv[0]: a path, see find. environ:
-        all of it. out, err: descriptors. timeout: seconds, 0 for none.
+        all of it. out, err: descriptors. timeout: seconds, 0 for none. meanwhile: called once if
+        the program takes longer than SLOW; it must not raise.
 
         No process of its group is left on return; nor any other descendant, where Linux lets us
         adopt them. Raises OSError if it cannot be started, ValueError for a zero byte in words."""
@@ -62,8 +66,12 @@ class Processes(object):
         self._running = pid
         if self._stopped:
             procs.kill_group(pid)
-        if timeout > 0:
-            signal.setitimer(signal.ITIMER_REAL, timeout)
+        if timeout > 0 or meanwhile:
+            self._deadline = began + timeout if timeout > 0 else 0.0
+            self._meanwhile = meanwhile
+            signal.setitimer(
+                signal.ITIMER_REAL, min(SLOW, timeout or SLOW) if meanwhile else timeout
+            )
         if _LOOKS:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
             self._running = 0
@@ -74,7 +82,7 @@ class Processes(object):
             self._running = 0
             procs.kill_group(pid)
         seconds = time.monotonic() - began
-        if timeout > 0:
+        if timeout > 0 or meanwhile:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
         self._end_orphans()
         died = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -161,10 +169,20 @@ class Processes(object):
 
     def _on_alarm(self, number, frame):
         # type: (int, Any) -> None
-        if self._running:
+        """Runs in the main thread while that waits for the job."""
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if not self._running:
+            return
+        if meanwhile is not None:
+            meanwhile()
+        if not self._deadline:
+            return
+        left = self._deadline - time.monotonic()
+        if left <= 0:
             procs.kill_group(self._running, signal.SIGKILL if self._late else signal.SIGTERM)
             self._late = True
-            signal.setitimer(signal.ITIMER_REAL, GRACE)
+            left = GRACE
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 def find(word, path, folder):

@@ -18,7 +18,7 @@ import zlib
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from worker_payload import layout
-from worker_payload.jobs import drops, names, steps
+from worker_payload.jobs import drops, heart, names, steps
 from worker_payload.jobs.names import Pod
 
 ORDERS = ("priority", "age", "name")
@@ -29,6 +29,8 @@ _RELIST_SHARE = 50  # the same while the list is not used up
 _WATCH_EVERY = 0.25  # seconds between looks at a quiet queue on a local file system
 _QUIET_MOST = 5.0  # seconds between listings of a queue on a network that stays quiet
 _HOSTS_EVERY = 15.0
+_OTHERS_EVERY = 10.0
+_OTHERS = 8  # heartbeats of workers on other hosts that are read to find an idle one
 _PEEK = {False: 5000, True: 500}  # dropped files that are opened per listing, for their priority
 _COMPLAINTS = 1000
 _LATE = "5000.9999999999999.999999"  # the place of what was not opened yet
@@ -176,15 +178,47 @@ class View(object):
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def someone_waits(self):
+    def someone_is_idle(self):
         # type: () -> bool
-        """Whether another worker of this host has nothing to do."""
+        """Whether some worker has nothing to do: one of this host, or of another (looked up rarely,
+        by one for all workers of this host)."""
         for pause in (0.01, 0.02, 0.0):  # who only takes names has the lock for less
             if self._acquire(False):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-                return False
+                break
             time.sleep(pause)
-        return True
+        else:
+            return True
+        try:
+            now = time.monotonic()
+            path = self._path + ".idle"
+            try:
+                with open(path, "rb") as handle:
+                    looked, idle = json.loads(handle.read().decode("ascii"))
+            except (OSError, ValueError, TypeError):
+                looked, idle = -1e9, False
+            if not 0 <= now - looked < _OTHERS_EVERY:
+                idle = self._others_are_idle()
+                with open(path, "wb") as handle:
+                    handle.write(json.dumps([now, idle]).encode("ascii"))
+            return bool(idle)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _others_are_idle(self):
+        # type: () -> bool
+        found = []
+        for name in self._files.do(steps.List(names.OWNERS)):
+            try:
+                if names.read_owner(name)[0] != self._host:
+                    found.append(name)
+            except ValueError:
+                pass
+        random.shuffle(found)
+        for name in found[:_OTHERS]:
+            data = self._files.do(steps.Read(names.heartbeat(name)))
+            if heart.read(data).get("state") == "idle":
+                return True
+        return False
 
     def _acquire(self, wait):
         # type: (bool) -> bool
