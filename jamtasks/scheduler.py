@@ -1,39 +1,44 @@
 """Who does what in one map call: assign, requeue, revoke, speculate. Pure: no I/O, thread or clock.
 
-The scheduler is told what happened (`add_host`, `finished`, `lost`, ...) and asked what to do next
-(`actions`). Times are seconds on any clock that does not go back.
+The scheduler is told what happened (`add_host`, `finished`, `killed`, ...) and asked what to do
+next (`actions`). Times are seconds on any clock that does not go back.
 
 The rules:
 
 * Every task has a home host, by a split of the task numbers in proportion to the workers: the same
   tasks on the same hosts go to the same places, where their data already is.
-* A host holds as many tasks as it has workers, and enough on top to be busy for `horizon` seconds.
-* A host with an idle worker takes queued tasks from the longest queue, then has tasks revoked that
-  others hold but have not started, then (if allowed) runs a second copy of a task that takes much
-  longer than its like. The first answer wins. Where moving a task costs `move_seconds`, because
-  its data would have to be sent, it moves only if it would wait longer where it is.
-* A worker's or host's death returns its tasks. A task that has killed `max_kills` workers is given
-  up; the death of a host is not held against its tasks.
+* A host holds as many tasks as it has workers, and enough on top to be busy for `HORIZON` and one
+  round trip.
+* A host with an idle worker takes queued tasks from the longest queue (per worker), then has tasks
+  revoked that others hold but have not started, then (if allowed) runs a second copy of a task that
+  takes much longer than its like. The first answer wins. Where moving a task costs something
+  (`move_seconds`, because its data would have to be sent, and the round trips), it moves only if it
+  would wait longer where it is.
+* A worker's or host's death returns its tasks: they go before all others, to whichever host has
+  room first, if possible not the one that they come from. A task that has killed `max_kills`
+  workers is given up; the death of a host is not held against its tasks.
 * Pinned tasks (no dataset: call i belongs to worker i) stay where they are until that host is lost.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .holding import Holding, Host, HostId
 
 MAX_KILLS = 3
-HORIZON = 0.1  # seconds of work a host holds beyond one task per worker: hides the round trip
+HORIZON = 0.1  # seconds of work a host holds beyond one task per worker, and its round trip
 MAX_AHEAD = 2000  # tasks per worker that a host may hold, however short they are
 SPECULATE_AFTER = 5  # finished tasks, before anything can be called slow
-SLOW_FACTOR = 3.0
+SLOW_FACTOR = 2.0
 SLOW_SECONDS = 1.0
 MAX_COPIES = 2
 _SAMPLES = 1001
-
-HostId = Hashable
+_SAMPLE_EVERY = 8  # once there are so many
 
 
 @dataclass(frozen=True)
@@ -64,23 +69,7 @@ class Cancel:
 Action = Assign | Revoke | Cancel
 
 
-@dataclass
-class _Host:
-    workers: int
-    horizon: float
-    queue: deque[int] = field(default_factory=deque)
-    held: dict[int, float] = field(default_factory=dict)  # task -> when it was assigned
-    asked: deque[tuple[int, ...]] = field(default_factory=deque)  # revocations not yet answered
-    started: dict[int, float] = field(default_factory=dict)  # tasks it said are running
-    answered: bool = True  # since `progress`, which is when it last got on, as far as we looked
-    progress: float = 0.0
-
-    @property
-    def load(self) -> float:
-        return (len(self.held) + len(self.queue)) / self.workers
-
-
-class Scheduler:
+class Scheduler(Holding):
     """One map call over hosts that come and go. A host with 0 workers is about to leave.
 
     tasks: how many, numbered from 0. speculate: whether slow tasks may run twice. move_seconds:
@@ -95,18 +84,20 @@ class Scheduler:
         move_seconds: float = 0.0,
         homes: Mapping[int, HostId] | None = None,
     ):
-        self.tasks = tasks
+        super().__init__(tasks)
         self.retried = 0
         self._speculate = speculate
         self._max_kills = max_kills
         self._move_seconds = move_seconds
         self._homes = homes or {}
-        self._hosts: dict[HostId, _Host] = {}
+        self._came = self._staying = 0  # hosts: ever, and now without those about to leave
+        self._asking = 0  # tasks in revocations that are not answered
         self._homeless: deque[int] = deque(range(tasks))  # tasks that no living host has queued
+        self._unsettled = False
+        self._more: deque[int] = deque()  # tasks that came later, and are at home nowhere
+        self._hungry: OrderedDict[Host, None] = OrderedDict()  # hosts with room, and nothing to do
+        self._returned: deque[tuple[int, HostId]] = deque()  # tasks, and where they come from
         self._pinned: dict[int, tuple[HostId, int]] = {}
-        self._done = bytearray(tasks)
-        self._left = tasks
-        self._holders: dict[int, list[HostId]] = {}  # running copies
         self._kills: dict[int, int] = {}
         self._samples: list[float] = []  # sorted run times, a bounded sample
         self._mean: float | None = None
@@ -116,31 +107,29 @@ class Scheduler:
     # --- what happened ---------------------------------------------------------------------
 
     def add_host(
-        self, host: HostId, workers: int, horizon: float = HORIZON, *, settle: bool = True
+        self, host: HostId, workers: int, *, round_trip: float = 0.0, settle: bool = True
     ) -> None:
-        """A host is there, or back, or stays after all. workers: at least 1. settle: give it its
-        share of the tasks; not so for a call whose tasks are about to be pinned."""
-        there = self._hosts.setdefault(host, _Host(0, horizon))
-        if there.workers:
+        """A host is there, or back, or stays after all. workers: at least 1. round_trip: seconds.
+        settle: give it its share of the tasks; not so for a call whose tasks are about to be
+        pinned."""
+        there = self._hosts.get(host)
+        if there is None:
+            self._came += 1
+            there = self._hosts[host] = Host(host, self._came, 0, round_trip)
+        elif there.workers:
             raise ValueError(f"host {host!r} is already there")
-        there.workers = max(1, workers)
-        if settle:
-            self._settle()
+        self._staying += 1
+        self._staff(there, max(1, workers))
+        self._unsettled = self._unsettled or settle
 
     def extend(self, count: int) -> range:
-        """So many more tasks, behind all others; their numbers. Their homes are where there is
-        least to do."""
+        """So many more tasks, behind all others; their numbers. They are at home wherever there is
+        room first."""
         more = range(self.tasks, self.tasks + count)
         self.tasks += count
         self._left += count
         self._done.extend(bytes(count))
-        staying = [host for host in self._hosts.values() if host.workers]
-        for task in more:
-            if staying:
-                idlest = min(staying, key=lambda host: host.load)
-                idlest.queue.append(task)
-            else:
-                self._homeless.append(task)
+        self._more.extend(more)
         return more
 
     def pin(self, homes: Sequence[tuple[HostId, int]]) -> None:
@@ -151,40 +140,39 @@ class Scheduler:
         self._pinned = dict(enumerate(homes))
         for task, (host, _) in enumerate(homes):
             self._hosts[host].queue.append(task)
-        if self._homeless:
-            self._settle()
+        self._unsettled = bool(self._homeless)
 
     def remove_host(self, host: HostId) -> None:
         """A host is gone: what it held or had queued goes to others."""
-        gone = self._hosts.pop(host, None)
+        gone = self._hosts.get(host)
         if gone is None:
             return
-        back = []
-        for task in list(gone.held):
-            if self._release(task, host):
-                self.retried += 1
-                back.append(task)
-        self._scatter([*back, *gone.queue])
+        self.retire_host(host)
+        held = sorted(task for task in list(gone.held) if self._release(task, host))
+        self.retried += len(held)
+        self._move(held)
+        for task in held:
+            self._return(task, host)
+        self._asking -= gone.asking
+        self._touched.pop(gone, None)
+        del self._hosts[host]
 
     def retire_host(self, host: HostId) -> None:
         """A host is to leave: it may end what it runs, and gets nothing more. Once nothing is
         outstanding there, `remove_host` takes nothing from it."""
         there = self._hosts.get(host)
-        if there is not None and there.workers:
-            there.workers = 0
-            queued = list(there.queue)
-            there.queue.clear()
-            self._scatter(queued)
+        if there is None or not there.workers:
+            return
+        self._staying -= 1
+        self._staff(there, 0)
+        queued = sorted(task for task in there.queue if self._is_free(task))
+        there.queue.clear()
+        self._move(queued)
+        self._homeless.extendleft(reversed(queued))
+        self._unsettled = True
 
-    def _scatter(self, tasks: Iterable[int]) -> None:
-        """New homes for tasks that lost theirs."""
-        back = sorted(task for task in tasks if not self._done[task])
-        for task in back:
-            if task in self._pinned:
-                del self._pinned[task]
-                self._moved.add(task)
-        self._homeless.extendleft(reversed(back))
-        self._settle()
+    def _move(self, tasks: Iterable[int]) -> None:
+        self._moved.update(task for task in tasks if self._pinned.pop(task, None))
 
     def running(self, host: HostId, tasks: Iterable[int], now: float) -> None:
         """The host says that these tasks have been started."""
@@ -194,32 +182,34 @@ class Scheduler:
                 if task in there.held:
                     there.started.setdefault(task, now)
 
-    def finished(self, host: HostId, task: int, seconds: float) -> bool:
-        """An answer (or an exception) came; False if it is late, and must not be used."""
+    def finished(self, host: HostId, task: int, seconds: float | None) -> bool:
+        """An answer came, after so many seconds (None: unknown, it failed).
+
+        False if it is late, and must not be used."""
         if not 0 <= task < self.tasks or self._done[task]:
-            self._forget(task, host)
             return False
         self._done[task] = 1
         self._left -= 1
-        self._sample(seconds)
-        if host in self._hosts:
-            self._hosts[host].answered = True
+        if seconds is not None:
+            self._sample(seconds)
+        there = self._hosts.get(host)
+        if there is not None:
+            there.answered = True
         for holder in self._holders.pop(task, ()):
-            self._drop(self._hosts[holder], task)
-            if holder != host:
-                self._cancels.append(Cancel(holder, (task,)))
+            self._drop(holder, task)
+            if holder is not there:
+                self._cancels.append(Cancel(holder.name, (task,)))
         return True
 
     def killed(self, host: HostId, task: int) -> bool:
         """The worker that ran the task died. False if the task has now killed too many."""
         if not 0 <= task < self.tasks or self._done[task]:
-            self._forget(task, host)
             return True
         self._kills[task] = self._kills.get(task, 0) + 1
         fatal = self._kills[task] >= self._max_kills
         if self._release(task, host) and not fatal:
             self.retried += 1
-            self._requeue(task, avoid=host)
+            self._return(task, host)
         return not fatal
 
     def kills(self, task: int) -> int:
@@ -230,13 +220,16 @@ class Scheduler:
         """The host answered the oldest revocation: it gave these back, and has started the rest."""
         there = self._hosts.get(host)
         if there is not None and there.asked:
-            given = set(tasks)
-            for task in there.asked.popleft():
+            given, asked = set(tasks), there.asked.popleft()
+            there.asking -= len(asked)
+            self._asking -= len(asked)
+            self._spares.grew(there)
+            for task in asked:
                 if task in there.held and task not in given:
                     there.started.setdefault(task, there.held[task])
         for task in tasks:
-            if self._release(task, host):
-                self._requeue(task, avoid=host)
+            if 0 <= task < self.tasks and self._release(task, host):
+                self._return(task, host)
 
     # --- what to do ------------------------------------------------------------------------
 
@@ -244,27 +237,22 @@ class Scheduler:
         """What to send now. only: hand out this task and no other (the fold waits for it)."""
         out: list[Action] = list(self._cancels)
         self._cancels.clear()
-        for host in self._hosts.values():
-            if host.answered or not host.held:
+        if self._unsettled:
+            self._settle()
+        for host in self._touched:
+            if host.answered:
                 host.answered, host.progress = False, now
-        given: dict[HostId, list[int]] = {}
-        for name, host in self._hosts.items():
-            given[name] = self._take_only(name, host, only) if only is not None else []
-            if only is None:
-                given[name] = self._take_own(host)
-            self._hold(name, host, given[name], now)
-        if only is None and not self._pinned:
-            for name, host in self._hosts.items():  # after all have taken what is theirs
-                stolen = self._steal(host, now)
-                given[name] += stolen
-                self._hold(name, host, stolen, now)
-        for name, chosen in given.items():
-            if chosen:
-                workers: tuple[int | None, ...] = (None,) * len(chosen)
-                if self._pinned:
-                    workers = tuple(self._pinned.get(task, (None, None))[1] for task in chosen)
-                out.append(Assign(name, tuple(chosen), workers))
-        if only is None and self._left:
+        given: dict[Host, list[int]] = {}
+        if only is not None:
+            self._hand_out_only(only, given, now)
+        else:
+            self._hand_out(given, now)
+        for host, tasks in given.items():
+            workers: tuple[int | None, ...] = (None,) * len(tasks)
+            if self._pinned:
+                workers = tuple(self._pinned.get(task, (None, None))[1] for task in tasks)
+            out.append(Assign(host.name, tuple(tasks), workers))
+        if only is None and self._idle_workers and self._left and not self._pinned:
             self._rebalance(now, out)
         return out
 
@@ -279,223 +267,208 @@ class Scheduler:
         self._holders.clear()
         return out
 
-    def __contains__(self, host: HostId) -> bool:
-        return host in self._hosts
-
-    @property
-    def done(self) -> int:
-        return self.tasks - self._left
-
-    @property
-    def left(self) -> int:
-        return self._left
-
     @property
     def moved(self) -> frozenset[int]:
         """Pinned tasks that ran elsewhere, because their host was lost."""
         return frozenset(self._moved)
-
-    def held(self) -> Iterator[tuple[int, HostId, bool, float]]:
-        """(task, host, running, since) of what hosts hold: they run it, or have it, since then. A
-        task with two copies comes twice."""
-        for name, host in self._hosts.items():
-            for task, since in host.held.items():
-                started = host.started.get(task)
-                yield task, name, started is not None, since if started is None else started
 
     def queued(self) -> dict[HostId | None, int]:
         """How many tasks wait for their turn at each host; None: for any host."""
         counts: dict[HostId | None, int] = {
             name: len(host.queue) for name, host in self._hosts.items()
         }
-        counts[None] = len(self._homeless)
+        counts[None] = len(self._homeless) + len(self._returned) + len(self._more)
         return counts
 
-    def outstanding(self, host: HostId) -> int:
-        return len(self._hosts[host].held) if host in self._hosts else 0
-
-    # --- inside ----------------------------------------------------------------------------
+    # --- who gets what ---------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Give homeless tasks homes, in proportion to the workers, in the order of the numbers.
 
         As long as nothing has been handed out, tasks that have a home are settled anew: hosts
         that connect one after the other divide the work as if they had come together."""
-        total = sum(host.workers for host in self._hosts.values())
-        if not total:
+        if not self._staying:
             return
+        self._unsettled = False
         if not self._holders and not self.done and not self._pinned:
             for host in self._hosts.values():
                 host.queue.clear()
+                self._queues.grew(host)
+                self._touched[host] = None
             self._homeless.clear()
+            self._returned.clear()
+            self._more.clear()
             for task in range(self.tasks):
                 home = self._hosts.get(self._homes.get(task))
-                (self._homeless if home is None else home.queue).append(task)
+                if home is not None and home.workers:
+                    home.queue.append(task)
+                else:
+                    self._homeless.append(task)
+        if not self._homeless:
+            return
         tasks = list(self._homeless)
         self._homeless.clear()
         start = taken = 0
         for host in self._hosts.values():
             taken += host.workers
-            end = len(tasks) * taken // total
-            host.queue.extendleft(reversed(tasks[start:end]))
+            end = len(tasks) * taken // self.workers
+            if end > start:
+                host.queue.extendleft(reversed(tasks[start:end]))
+                self._queues.grew(host)
+                self._touched[host] = None
             start = end
 
-    def _requeue(self, task: int, avoid: HostId) -> None:
-        """Back into a queue, at the front: of the least loaded host, if possible another one."""
+    def _return(self, task: int, source: HostId) -> None:
+        """To be handed out again, before all others, and if possible not to where it was."""
         self._pinned.pop(task, None)
-        staying = [name for name, host in self._hosts.items() if host.workers]
-        others = [name for name in staying if name != avoid] or staying
-        if not others:
-            self._homeless.appendleft(task)
-            return
+        self._returned.append((task, source))
 
-        idlest = min(others, key=lambda name: self._hosts[name].load)
-        self._hosts[idlest].queue.appendleft(task)
+    def _limit(self, host: Host) -> int:
+        """How many tasks it may hold."""
+        horizon = HORIZON + host.round_trip
+        if self._mean is None or 2 * self._mean > horizon:
+            return 2 * host.workers
+        return host.workers * (1 + min(MAX_AHEAD, int(horizon / max(self._mean, 1e-6))))
 
-    def _limit(self, host: _Host) -> int:
-        ahead = 1
-        if self._mean is not None:
-            ahead = max(1, min(MAX_AHEAD, int(host.horizon / max(self._mean, 1e-6))))
-        return host.workers * (1 + ahead)
-
-    def _hold(self, name: HostId, host: _Host, tasks: Sequence[int], now: float) -> None:
-        for task in tasks:
-            host.held[task] = now
-            self._holders.setdefault(task, []).append(name)
-
-    def _take_own(self, host: _Host) -> list[int]:
-        """Tasks out of a host's own queue, as many as it may hold."""
-        room = len(host.queue) if self._pinned else self._limit(host) - len(host.held)
-        chosen: list[int] = []
-        while room > 0 and host.queue:
-            task = host.queue.popleft()
-            if not self._done[task]:
-                chosen.append(task)
-                room -= 1
-        return chosen
-
-    def _steal(self, host: _Host, now: float) -> list[int]:
-        """Tasks out of the longest queues, for a host that has idle workers."""
-        chosen: list[int] = []
-        room = self._limit(host) - len(host.held)
-        while room > 0 and len(host.held) + len(chosen) < host.workers:
-            victim = max(self._hosts.values(), key=lambda other: len(other.queue))
-            if not victim.queue or not self._worth_moving(victim, now):
+    def _hand_out(self, given: dict[Host, list[int]], now: float) -> None:
+        """Returned tasks and its own to each host with room, then those of others to idle ones."""
+        for host in self._touched:
+            room = self._limit(host) - len(host.held)
+            while room > 0 and self._returned and not self._pinned:
+                if self._returned[0][1] == host.name and self._staying > 1:
+                    break
+                room -= self._give(host, self._returned.popleft()[0], given, now)
+            if self._pinned:
+                room = len(host.queue)
+            while room > 0 and host.queue:
+                room -= self._give(host, host.queue.popleft(), given, now)
+            if room > 0:
+                self._hungry[host] = None
+        self._touched.clear()
+        while self._returned and self._idle:
+            task, source = self._returned.popleft()
+            others = (host for host in self._idle if host.name != source)
+            self._give(next(others, next(iter(self._idle))), task, given, now)
+        if self._more:
+            self._hand_out_more(given, now)
+        while self._idle and not self._pinned:
+            victim = self._queues.first()
+            if victim is None or not self._steal(victim, given, now):
                 break
-            for _ in range(max(1, min(room, len(victim.queue) // 2))):
-                task = victim.queue.pop()
-                if not self._done[task]:
-                    chosen.append(task)
-                    room -= 1
-        return chosen
 
-    def _worth_moving(self, victim: _Host, now: float) -> bool:
+    def _hand_out_more(self, given: dict[Host, list[int]], now: float) -> None:
+        """Tasks that are at home nowhere: to idle workers, then to whoever has room."""
+        while self._more and self._idle:
+            self._give(next(iter(self._idle)), self._more.popleft(), given, now)
+        while self._more and self._hungry:
+            host, _ = self._hungry.popitem(last=False)
+            room = self._limit(host) - len(host.held)
+            while self._more and room > 0:
+                room -= self._give(host, self._more.popleft(), given, now)
+            if room > 0:
+                self._hungry[host] = None
+
+    def _give(self, host: Host, task: int, given: dict[Host, list[int]], now: float) -> bool:
+        """Hand out a task, if it still needs that."""
+        if not self._is_free(task):
+            return False
+        self._hold(host, task, now)
+        if host in given:
+            given[host].append(task)
+        else:
+            given[host] = [task]
+        return True
+
+    def _steal(self, victim: Host, given: dict[Host, list[int]], now: float) -> bool:
+        """Tasks out of a queue, for the host that has been idle for longest."""
+        thief = next(iter(self._idle))
+        if not self._worth_moving(victim, thief.round_trip, now):
+            self._idle.move_to_end(thief)  # next time another one, which may be nearer
+            return False
+        room = self._limit(thief) - len(thief.held)
+        for _ in range(max(1, min(room, len(victim.queue) // 2))):
+            self._give(thief, victim.queue.pop(), given, now)
+        return True
+
+    def _worth_moving(self, victim: Host, round_trips: float, now: float) -> bool:
         """Whether a task would wait longer at this host than it costs to move it."""
-        if not self._move_seconds:
+        cost = self._move_seconds + round_trips
+        if not cost:
             return True
-        queued = (
-            (len(victim.held) + len(victim.queue)) / max(1, victim.workers) * (self._mean or 0.0)
-        )
-        return max(queued, now - victim.progress) > self._move_seconds
+        queued = (len(victim.held) + len(victim.queue)) / max(1, victim.workers)
+        return max(queued * (self._mean or 0.0), now - victim.progress) > cost
 
-    def _take_only(self, name: HostId, host: _Host, only: int) -> list[int]:
-        if self._done[only] or len(host.held) >= self._limit(host):
-            return []
-        holders = self._holders.get(only, [])
-        if name in holders or len(holders) >= MAX_COPIES or (holders and only in self._pinned):
-            return []
-        for other in self._hosts.values():
-            try:
-                other.queue.remove(only)
-            except ValueError:
+    def _hand_out_only(self, only: int, given: dict[Host, list[int]], now: float) -> None:
+        """This task, to two hosts with room; it stays in its queue, to be passed over."""
+        pin = self._pinned.get(only)
+        copies = 1 if pin else MAX_COPIES
+        if self._done[only] or len(self._holders.get(only, ())) >= copies:
+            return
+        idle = list(itertools.islice(self._idle, 2 * copies))
+        for host in itertools.chain(idle, self._hosts.values()):
+            if pin and host.name != pin[0]:
                 continue
-        return [only]
+            if only not in host.held and len(host.held) < self._limit(host):
+                self._hold(host, only, now)
+                given[host] = [only]
+                if len(self._holders[only]) >= copies:
+                    return
 
     def _rebalance(self, now: float, out: list[Action]) -> None:
         """Work for idle workers out of what other hosts hold: revoke, or run a second copy."""
-        if any(host.queue for host in self._hosts.values()):
+        if self._queues.first() is not None:
             return
-        for name, host in self._hosts.items():
-            idle = host.workers - len(host.held)
-            if idle <= 0:
-                continue
-            idle -= self._revoke_for(name, idle, now, out)
-            if idle > 0 and self._speculate:
-                self._copy_for(name, host, idle, now, out)
-
-    def _revoke_for(self, name: HostId, idle: int, now: float, out: list[Action]) -> int:
-        asked = 0
-        under_way = sum(len(tasks) for host in self._hosts.values() for tasks in host.asked)
-        idle -= under_way
-        while idle > asked:
-            spare = [
-                (len(other.held) - sum(map(len, other.asked)) - other.workers, key)
-                for key, other in self._hosts.items()
-                if key != name and self._worth_moving(other, now)
-            ]
-            surplus, key = max(spare, default=(0, None), key=lambda pair: pair[0])
-            if key is None or surplus <= 0:
+        want = self._idle_workers - self._asking
+        while want > 0:
+            victim = self._spares.first()
+            if victim is None:
                 break
-            victim = self._hosts[key]
-            asked_before = {task for tasks in victim.asked for task in tasks}
-            candidates = [
-                task
-                for task in reversed(victim.held)
-                if task not in asked_before
-                and task not in victim.started
-                and task not in self._pinned
-            ][: min(idle - asked, max(1, surplus // 2))]
-            if not candidates:
+            trips = victim.round_trip + next(iter(self._idle)).round_trip
+            if not self._worth_moving(victim, trips, now):
                 break
-            victim.asked.append(tuple(candidates))
-            out.append(Revoke(key, tuple(candidates)))
-            asked += len(candidates)
-        return asked + under_way
+            tasks = self._revocable(victim, min(want, max(1, victim.spare() // 2)))
+            victim.asked.append(tasks)
+            victim.asking += len(tasks)
+            self._asking += len(tasks)
+            want -= len(tasks)
+            out.append(Revoke(victim.name, tasks))
+        if want > 0 and self._speculate and len(self._samples) >= SPECULATE_AFTER:
+            self._copy(want, now, out)
 
-    def _copy_for(
-        self, name: HostId, host: _Host, idle: int, now: float, out: list[Action]
-    ) -> None:
-        if len(self._samples) < SPECULATE_AFTER:
-            return
+    def _revocable(self, victim: Host, count: int) -> tuple[int, ...]:
+        """The last tasks that this host was given, of those that it may not have started."""
+        asked = {task for tasks in victim.asked for task in tasks}
+        tasks = (
+            task
+            for task in reversed(victim.held)
+            if task not in asked and task not in victim.started
+        )
+        return tuple(itertools.islice(tasks, count))
+
+    def _copy(self, want: int, now: float, out: list[Action]) -> None:
+        """Second copies of the tasks that have run for longest, if that is too long."""
         slow = max(SLOW_SECONDS, SLOW_FACTOR * self._samples[len(self._samples) // 2])
-        late = []
-        for other in self._hosts.values():
-            for task, since in other.held.items():
-                if (
-                    now - other.started.get(task, since) > slow
-                    and len(self._holders[task]) < MAX_COPIES
-                    and task not in host.held
-                    and task not in self._pinned
-                ):
-                    late.append((since, task))
-        for _, task in sorted(late)[:idle]:
-            host.held[task] = now
-            self._holders[task].append(name)
-            out.append(Assign(name, (task,), (None,)))
-
-    def _release(self, task: int, host: HostId) -> bool:
-        """The host no longer runs the task; True if nobody else does and it is not done."""
-        self._forget(task, host)
-        return not self._done[task] and task not in self._holders
-
-    def _forget(self, task: int, host: HostId) -> None:
-        there = self._hosts.get(host)
-        if there is not None:
-            self._drop(there, task)
-        holders = self._holders.get(task)
-        if holders and host in holders:
-            holders.remove(host)
-            if not holders:
-                del self._holders[task]
-
-    def _drop(self, host: _Host, task: int) -> None:
-        host.held.pop(task, None)
-        if host.started:
-            host.started.pop(task, None)
+        aside = []
+        while want > 0:
+            task = self._oldest(now - slow)
+            if task is None:
+                break
+            (holder,) = self._holders[task]
+            host = next((host for host in self._idle if host is not holder), None)
+            if host is None:
+                aside.append((task, holder.begun(task)))  # only its own host has idle workers
+                continue
+            self._hold(host, task, now)
+            out.append(Assign(host.name, (task,), (None,)))
+            want -= 1
+        for task, since in aside:
+            self._watch(task, since)
 
     def _sample(self, seconds: float) -> None:
         self._mean = seconds if self._mean is None else 0.9 * self._mean + 0.1 * seconds
         samples = self._samples
         if len(samples) >= _SAMPLES:
-            del samples[self.done % len(samples)]
+            if self._left % _SAMPLE_EVERY:
+                return
+            del samples[self._left % _SAMPLES]
         bisect.insort(samples, seconds)

@@ -280,6 +280,61 @@ def test_a_host_that_leaves_may_stay_after_all():
     assert assigned(sched.actions(0.1))["a"] == [2, 3]
 
 
+def test_tasks_may_be_added_while_others_run():
+    sched = Scheduler(0)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    assert not sched.actions(0.0)
+    assert sched.extend(3) == range(3)
+    given = assigned(sched.actions(0.0))
+    assert sorted(given["a"] + given["b"]) == [0, 1, 2]
+    assert sched.finished("b", given["b"][0], 0.1) and sched.extend(2) == range(3, 5)
+    for _ in range(4):
+        for host, tasks in given.items():
+            for task in tasks:
+                sched.finished(host, task, 0.1)
+        given = assigned(sched.actions(0.1))
+    assert sched.left == 0 and sched.done == 5
+
+
+def test_a_returned_task_goes_elsewhere_and_first():
+    sched = Scheduler(12, speculate=False)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    given = assigned(sched.actions(0.0))
+    assert sched.killed("a", given["a"][0])
+    assert given["a"][0] not in assigned(sched.actions(0.1)).get("a", [])
+    sched.finished("b", given["b"][0], 1.0)
+    assert assigned(sched.actions(1.0)) == {"b": [given["a"][0]]}
+
+
+def test_a_far_host_holds_more_and_takes_less_from_others():
+    def held(round_trip):
+        sched = Scheduler(10_000)
+        sched.add_host("a", 1, round_trip=round_trip)
+        for task in assigned(sched.actions(0.0))["a"]:
+            sched.finished("a", task, 0.01)
+        sched.actions(0.0)
+        return sched.outstanding("a")
+
+    assert held(1.0) > 5 * held(0.0)
+
+    def stolen(round_trip):
+        sched = Scheduler(40, move_seconds=0.01)
+        sched.add_host("a", 1)
+        sched.add_host("b", 1, round_trip=round_trip)
+        given = assigned(sched.actions(0.0))
+        while given.get("b"):
+            for task in given["b"]:
+                sched.finished("b", task, 0.05)
+            given = assigned(sched.actions(0.0))
+            if any(task < 20 for task in given.get("b", [])):
+                return True
+        return False
+
+    assert stolen(0.1) and not stolen(10.0)
+
+
 class Hosts(RuleBasedStateMachine):
     """Hosts that do anything they may, in any order."""
 
