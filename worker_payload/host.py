@@ -119,6 +119,14 @@ class Host(Blobs):
         self._masters[number] = Master(number, self.now)
         self._had_master = True
 
+    def tell(self, text):
+        # type: (str) -> None
+        """Something that users may want to know; once to each master that has work here."""
+        for master in self._masters.values():
+            if master.calls and text not in master.told:
+                master.told.add(text)
+                self._send(master, wire.Note(text))
+
     def heard(self, number):
         # type: (int) -> None
         """Any byte is life."""

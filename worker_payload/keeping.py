@@ -1,19 +1,25 @@
 """What the agent does with blobs: look for them in the store, write them as they come, let go."""
 
+import hashlib
 import os
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
-from worker_payload import records
+from worker_payload import limits, records
 from worker_payload.host import Host
 from worker_payload.pool import INLINE
 from worker_payload.store import Damaged, Store, StoreFull
 
 SOON = 0.01  # seconds until we look for room again
 PATIENCE = 2.0  # seconds for workers to let go of files when nothing is under way any more
+FULL_SECONDS = 10.0  # that a disk which was full is left alone
+ASIDE_PART = 4  # a blob that no file system takes may take this part of the memory that is free
+NO_ROOM = "its store is full: data that no task needs is not kept, and sent again"
+ASIDE = "its memory file system and its disk are full: data is not kept there, and sent again"
+MOVED = "its memory file system is full: data is kept on disk"
 
 
 class Keeping(object):
@@ -31,6 +37,8 @@ class Keeping(object):
         self._writers = {}  # type: Dict[str, Any]
         self._stalled = OrderedDict()  # type: OrderedDict[str, List[records.Keep]]
         self._hoped = 0.0  # when something was last under way that may leave room behind
+        self._full_until = 0.0
+        self._aside = set()  # type: Set[int]  # descriptors of blobs set aside
 
     def look(self, action):
         # type: (records.Look) -> None
@@ -80,29 +88,62 @@ class Keeping(object):
             if action.offset + len(action.data) < action.total:
                 return
             fd = writer.commit()
+            if writer.moved:
+                self._host.tell(MOVED)
         except Damaged as error:
             self._log("blob %s: %s" % (digest[:12], error))
             self._abandon(digest)
             self._host.blob_damaged(digest)
         except (StoreFull, OSError) as error:
-            self._full(digest, error)
+            self._log("blob %s: %s" % (digest[:12], error))
+            self._full_until = time.monotonic() + FULL_SECONDS
+            if not self._may_set_aside(error):
+                self._full(digest, error)
+                return
+            self._abandon(digest)
+            self._host.blob_damaged(digest)  # asked for once more, it finds its place in memory
         else:
             del self._writers[digest]
-            self._host.blob_here(digest, _handle(fd))
+            handle = _handle(fd)
+            if isinstance(writer, Aside) and handle.fd is not None:
+                self._aside.add(handle.fd)
+            self._host.blob_here(digest, handle)
 
     def _begin(self, action):
         # type: (records.Keep) -> bool
         """False if there is no room now, but may be later. What never fits is refused."""
-        digest = action.digest
+        digest, total = action.digest, action.total
+        if time.monotonic() < self._full_until:
+            return self._begin_aside(digest, total, StoreFull("the disk is full"))
         try:
-            self._writers[digest] = self._store.begin(digest, action.total)
+            self._writers[digest] = self._store.begin(digest, total)
         except StoreFull as error:
-            if action.total <= self._store.room() and self._is_hopeful():
+            if total <= self._store.room() and self._is_hopeful():
+                self._host.tell(NO_ROOM)
+                return False
+            return self._begin_aside(digest, total, error)
+        except OSError as error:
+            return self._begin_aside(digest, total, error)
+        return True
+
+    def _begin_aside(self, digest, total, error):
+        # type: (str, int, Exception) -> bool
+        """As `_begin`, where no file system takes it."""
+        if not self._may_set_aside(error):
+            self._full(digest, error)
+        elif total > limits.memory_free() // ASIDE_PART:
+            if self._aside and self._is_hopeful():
                 return False
             self._full(digest, error)
-        except OSError as error:
-            self._full(digest, error)
+        else:
+            self._host.tell(ASIDE)
+            self._host.make_room()
+            self._writers[digest] = Aside(digest, total)
         return True
+
+    def _may_set_aside(self, error):
+        # type: (Exception) -> bool
+        return hasattr(os, "memfd_create") and not getattr(error, "by_choice", False)
 
     def _full(self, digest, error):
         # type: (str, Exception) -> None
@@ -170,18 +211,30 @@ class Keeping(object):
     def spool(self, action):
         # type: (records.Spool) -> None
         try:
-            with tempfile.TemporaryFile(dir=self._folder) as handle:
-                handle.write(action.data)
-                handle.flush()
-                fd = os.dup(handle.fileno())
+            fd = self._spool(action.data)
         except OSError as error:
             self._host.refuse(action.call, "no room for the params: %s" % error)
         else:
             self._host.spooled(action.call, records.Handle(None, fd))
 
+    def _spool(self, data):
+        # type: (Any) -> int
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as handle:
+                handle.write(data)
+                handle.flush()
+                return os.dup(handle.fileno())
+        except OSError as error:
+            if not self._may_set_aside(error):
+                raise
+        aside = Aside("", len(data))
+        aside.write(0, data)
+        return aside.fd
+
     def unpin(self, action):
         # type: (records.Unpin) -> None
         if action.handle.fd is not None:
+            self._aside.discard(action.handle.fd)
             os.close(action.handle.fd)
         if action.drop:
             self._store.drop(action.digest)
@@ -190,6 +243,46 @@ class Keeping(object):
         # type: () -> None
         for digest in list(self._writers):
             self._abandon(digest)
+
+
+class Aside(object):
+    """Takes a blob that no file system takes, like a `store.Writer`: into a file in memory that has
+    no name, and is gone when nobody uses it any more."""
+
+    moved = False
+
+    def __init__(self, digest, total):
+        # type: (str, int) -> None
+        self.total = total
+        self.fd = os.memfd_create("jam blob", os.MFD_CLOEXEC)
+        self._digest = digest
+        self._sha = hashlib.sha256()
+        self._written = 0
+
+    def write(self, offset, data):
+        # type: (int, Any) -> None
+        view = memoryview(data).cast("B")
+        if offset != self._written or offset + len(view) > self.total:
+            raise Damaged("bytes at %d came after %d of %d" % (offset, self._written, self.total))
+        self._sha.update(view)
+        self._written += len(view)
+        while view:
+            done = os.write(self.fd, view)
+            view = view[done:]
+
+    def commit(self):
+        # type: () -> int
+        if self._written != self.total or self._sha.hexdigest() != self._digest:
+            self.abort()
+            raise Damaged("a blob of %d bytes came as another" % self.total)
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def abort(self):
+        # type: () -> None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def _handle(fd):

@@ -140,6 +140,7 @@ class Master(object):
         self.credit = 0
         self.credited = float("-inf")  # when it was last told of credit
         self.turn = 0
+        self.told = set()  # type: Set[str]
 
 
 class Call(object):

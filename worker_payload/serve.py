@@ -116,8 +116,11 @@ def _lock(run, project, build):
         "build": build,
         "started": time.time(),
     }
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps(record).encode("ascii"), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(record).encode("ascii"), 0)
+    except OSError:  # a full disk; `fire` then finds us by our marks
+        pass
     return fd
 
 

@@ -42,7 +42,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StoreFull(Exception):
-    """The blob fits neither tier; says how large both are."""
+    """The blob fits neither tier; says how large both are. by_choice: of limits that the user set,
+    not for want of room."""
+
+    by_choice = False
 
 
 class Damaged(Exception):
@@ -77,6 +80,7 @@ class Store(object):
         self._ram = _Tier(0, ram, ram_limit, self.notes)
         self._disk = _Tier(1, disk_dir, disk_limit, self.notes)
         self._tiers = [tier for tier in (self._ram, self._disk) if tier.path]
+        self._by_choice = disk_limit is not None and (ram is None or ram_limit is not None)
         with self._locked():
             _flock(self._users, fcntl.LOCK_SH)
             self._recount()
@@ -243,7 +247,15 @@ class Store(object):
             return
         counts = self._counts()
         counts[tier.index] = max(counts[tier.index] + size, 0)
-        os.pwrite(self._lock, _COUNTS.pack(*counts), 0)
+        self._set_counts(counts)
+
+    def _set_counts(self, counts):
+        # type: (List[int]) -> None
+        try:
+            os.pwrite(self._lock, _COUNTS.pack(*counts), 0)
+        except OSError as error:  # the disk is so full that it will say so to writers too
+            if error.errno not in _FULL:
+                raise
 
     def _recount(self):
         # type: () -> List[int]
@@ -252,7 +264,7 @@ class Store(object):
         for tier in self._tiers:
             tier.clean()
             counts[tier.index] = tier.used()
-        os.pwrite(self._lock, _COUNTS.pack(*counts), 0)
+        self._set_counts(counts)
         return counts
 
     def _limit(self, tier, used):
@@ -293,9 +305,11 @@ class Store(object):
             if counts[tier.index] + size <= limits_[tier]:
                 self._add(tier, size)
                 return tier
-        raise StoreFull("a blob of %d bytes does not fit: of %s in use" % (size, " and ".join(
+        error = StoreFull("a blob of %d bytes does not fit: of %s in use" % (size, " and ".join(
             "%d bytes in %s, %d are" % (limits_[t], t.path, counts[t.index]) for t in tiers)
             or "no directory for blobs, none is"))  # fmt: skip
+        error.by_choice = self._by_choice
+        raise error
 
     def _remove(self, tier, digest):
         # type: (_Tier, str) -> None
@@ -321,6 +335,7 @@ class Writer(object):
         self.digest = digest
         self.total = total
         self.written = 0
+        self.moved = False  # from RAM to disk, because RAM was full
         self._fd = -1
         self._store = store
         self._sha = hashlib.sha256()
@@ -412,6 +427,7 @@ class Writer(object):
     def _move_to_disk(self, length, error):
         # type: (int, OSError) -> None
         """The tier is full before its limit: go on on disk, with the `length` bytes so far."""
+        self.moved = True
         store, tier, name, fd = self._store, self._tier, self._name, self._fd
         if tier is not store._ram or not store._disk.path:
             self.abort()

@@ -289,26 +289,41 @@ def test_answers_that_nobody_folds_do_not_keep_a_host_from_the_next_run(lab, mod
         assert again.result(4) == 45
 
 
-def test_a_full_memory_and_a_full_disk(lab, module, tmp_path):
-    """Real ones: the run has file systems of its own, on which nearly nothing is left."""
-    name = module("def mapfunc(params, rows):\n    return float(rows.sum())\n")
+@pytest.mark.parametrize("full", ["memory", "both"])
+def test_a_full_memory_and_a_full_disk(lab, module, tmp_path, full):
+    """Real ones: the run has file systems of its own, on which nothing is left in the end."""
+    name = module(
+        """
+        def mapfunc(params, rows):
+            return float(rows.sum()) + params[0]
+        """
+    )
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
-            import numpy
+            import os, numpy
             from jamtasks import Master, HostSpec
             matrix = numpy.arange(512.0 * 1024).reshape(16, -1)  # 4 MiB in slices of 256 KiB
+            params = numpy.zeros(20_000)
             with Master([HostSpec("localhost", transport="local", workers=2)]) as master:
-                assert master.run({name!r}, None, matrix, slice_size=1) == matrix.sum()
+                master.wait()
+                for path in {["/dev/shm", lab.here["JAM_RUN_DIR"]][: 1 + (full == "both")]!r}:
+                    with open(path + "/others", "wb", 0) as others:
+                        try:
+                            while others.write(bytes(4096)) == 4096:
+                                pass
+                        except OSError:
+                            os.ftruncate(others.fileno(), others.tell() - 600 * 1024)
+                for _ in range(2):
+                    assert master.run({name!r}, params, matrix, slice_size=1) == matrix.sum()
                 print(*master.last_run.notes, *(one.note for one in master.last_run.hosts))
             """
         )
     )
-    cache = lab.here["JAM_CACHE_DIR"]
     small = (
-        f"mount -t tmpfs -o size=2500k none /dev/shm && mount -t tmpfs -o size=3m none {cache} "
-        f'&& head -c 2m /dev/zero >/dev/shm/others && exec "$@"'
+        "mount -t tmpfs -o size=2m none /dev/shm && "
+        f'mount -t tmpfs -o mode=700,size=8m none {lab.here["JAM_RUN_DIR"]} && exec "$@"'
     )
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", small, "sh", sys.executable, script],
@@ -317,4 +332,5 @@ def test_a_full_memory_and_a_full_disk(lab, module, tmp_path):
              "JAM_STORE_RAM": str(1 << 30), "JAM_STORE_DISK": str(1 << 30)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "full" in done.stdout
+    assert "memory file system" in done.stdout
+    assert ("and its disk are full" in done.stdout) == (full == "both")
