@@ -87,6 +87,8 @@ def hire(
             "nice": spec.nice,
             "threads": spec.threads,
         }
+        if "JAM_HOME" in told["env"]:  # that host's own settings know better where its home is
+            told["home"] = None
         answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "hire", told)
         running = int(answer["total"])
         note = "; ".join(map(str, answer.get("notes", ())))
@@ -117,13 +119,18 @@ def fire(
     from . import bootstrap as bootstrapping
 
     request = {"agents": agents, "workers": workers, "drain": drain}
-    told = () if agents and workers and not drain else (request,)
 
     def one(spec: HostSpec) -> FireRow:
-        answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "fire", *told)
-        names = ", ".join(map(str, answer["names"]))
-        count = int(answer.get("workers", 0))
-        return FireRow(spec.label, int(answer["ended"]), int(answer["left"]), names, count)
+        names: list[str] = []
+        ended = jobs = 0
+        while True:
+            answer: dict[str, Any] = bootstrapping.command(spec, settings, project, "fire", request)
+            names += map(str, answer["names"])
+            ended += int(answer["ended"])
+            jobs += int(answer["workers"])
+            if not answer["draining"]:  # those are asked for again: no connection waits for a job
+                left = int(answer["left"])
+                return FireRow(spec.label, ended, left, ", ".join(names), jobs)
 
     def failed(spec: HostSpec, error: Exception, seconds: float) -> FireRow:
         return FireRow(spec.label, None, None, reason(error), None)

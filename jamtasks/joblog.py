@@ -82,6 +82,10 @@ class Numbers:
     _first: dict[str, int] = field(default_factory=dict)
     _next: int = 1
 
+    def skip(self, seq: int) -> None:
+        """This number is taken."""
+        self._next = max(self._next, seq + 1)
+
     def seq(self, submission: str, number: int, total: int) -> int:
         """total: jobs of that submission."""
         first = self._first.get(submission)

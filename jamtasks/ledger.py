@@ -441,9 +441,38 @@ class Ledger:
         for folder, pod, _ in self._in_order(folders, submission):
             yield from self.records(pod, folder)
 
+    def contents(self) -> Iterator[tuple[Plan, list[str], int, str, int]]:
+        """All submitted jobs in job order, without files that were dropped: (plan, parameters,
+        number, "done" | "failed" | "waits", priority)."""
+        folders = (names.QUEUE, names.CLAIMED, names.DONE, names.PAST)
+        for folder, pod, plan in self._in_order(folders):
+            data = self._read_pod(pod, folder)
+            if data is None or plan.kind != "command":
+                continue
+            jobs = lines.read_pod(data)[1]
+            found = self._results(pod) if pod.owner else {}
+            priority = names.priority_of(pod.pod)
+            for index in range(min(pod.jobs, len(jobs))):
+                result = found.get(index)
+                state = "waits" if result is None else "failed" if result.failed else "done"
+                yield plan, jobs[index], plan.first + index, state, priority
+
+    def failed_files(self) -> Iterator[tuple[str, str]]:
+        """(name, path in the project) of dropped files whose last run under that name failed."""
+        found: dict[str, str] = {}
+        for folder, pod, plan in self._in_order((names.CLAIMED, names.DONE, names.PAST)):
+            if plan.kind == "drop":
+                name = os.fsdecode(binascii.unhexlify(plan.name))
+                found.pop(name, None)
+                if any(record.failed for record in self.records(pod, folder)):
+                    found[name] = names.within(names.ticket_folder(pod.ticket), name)
+        return iter(found.items())
+
     def find(self, label: str) -> JobRecord | None:
-        """The last job of this number or file name that has ended, committed or not."""
-        number = int(label) if label.isdecimal() else 0
+        """The last job that has ended, committed or not, and is called so: by the name of its file,
+        or by its number (`17` or `job17`)."""
+        digits = label.removeprefix("job")
+        number = int(digits) if digits.isascii() and digits.isdecimal() else 0
         for folder, pod, plan in self._in_order(
             (names.CLAIMED, names.DONE, names.PAST), newest_first=True
         ):
@@ -452,7 +481,7 @@ class Ledger:
             else:
                 wanted = plan.first <= number < plan.first + pod.jobs
             for record in self.records(pod, folder) if wanted else ():
-                if record.name == label or (not record.name and record.number == number):
+                if record.name == label if record.name else record.number == number:
                     return record
         return None
 

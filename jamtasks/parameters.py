@@ -66,11 +66,11 @@ def from_lines(lines: Iterable[str], colsep: str | None = None) -> Parameters:
     return Parameters(cut.split(line) if cut is not None else [line] for line in bare if line)
 
 
-def repeated(count: int) -> Parameters:
-    """So many jobs without parameters; `{#}` tells them apart. Raises UsageError."""
+def times(given: Parameters, count: int) -> Parameters:
+    """Each job so often, one after the other. Raises UsageError."""
     if count < 1:
         raise UsageError(f"--repeat must be 1 or more, not {count}")
-    return Parameters([] for _ in range(count))
+    return Parameters((row for row in given.rows for _ in range(count)), given.names)
 
 
 def grid(axes: Mapping[str, object] | Sequence[str], repeat: int | None = None) -> Parameters:
@@ -91,11 +91,8 @@ def grid(axes: Mapping[str, object] | Sequence[str], repeat: int | None = None) 
             raise UsageError(f"a grid cannot have the name {name!r}", "use letters, digits and _")
         if names.count(name) > 1:
             raise UsageError(f"the grid has {name} twice")
-    times = 1 if repeat is None else repeat
-    if times < 1:
-        raise UsageError(f"--repeat must be 1 or more, not {times}")
     product = itertools.product(*(values for _, values in pairs))
-    return Parameters((list(row) for row in product for _ in range(times)), names)
+    return times(Parameters(map(list, product), names), 1 if repeat is None else repeat)
 
 
 def _axis(text: str) -> tuple[str, Sequence[str]]:

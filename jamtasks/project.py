@@ -10,10 +10,28 @@ The face for programs; the tasks of the command line are built on it::
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import glob
+import json
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from worker_payload import layout
+from worker_payload.jobs import files as job_files
+from worker_payload.jobs import names, steps
+from worker_payload.jobs.files import Files, Trouble
+from worker_payload.jobs.lines import Plan
+
+from . import fleet, folding, sweep
+from . import parameters as parsing
+from . import settings as configured
+from .dispatch import Crew, Dispatcher, Here, JobLog, Outcome, read_joblog
+from .errors import JamError, SettingsError, UsageError
 from .job_report import (
     DispatchReport,
     HireReport,
@@ -22,12 +40,18 @@ from .job_report import (
     StatusReport,
     Submitted,
 )
-from .report import FireReport
+from .ledger import Ledger
+from .report import FireReport, FireRow
+from .submission import Contents, Submission, depends_on_number, without
 
 if TYPE_CHECKING:
     from .settings import HostSpec, Settings
 
     Hosts = str | HostSpec | Iterable[str | HostSpec] | None  # as everywhere in jam
+
+ORDERS = ("name", "age", "priority")
+REMOTE_CONF = "remote.conf"
+_FOR_EVER = 2**31 - 1
 
 
 class Project:
@@ -46,9 +70,13 @@ class Project:
         hosts_file: str | os.PathLike[str] | None = None,
         accept_new: bool = False,
     ):
-        self.name = name
-        self.path: str = ""  # the project's folder
-        raise NotImplementedError
+        self.name = configured.check_project(name)
+        self.path = os.path.join(os.path.abspath(home), name) if home else names.home(name)
+        self._home = os.path.abspath(home) if home else os.environ.get("JAM_HOME") or None
+        self._given = settings
+        self._hosts_file = hosts_file
+        self._accept_new = accept_new
+        self._specs: dict[str, HostSpec] = {}  # that were given as such, by label
 
     # --- jobs in --------------------------------------------------------------------------------
 
@@ -85,7 +113,111 @@ class Project:
         resume_failed those that failed are run again, and without a command it is all failed jobs
         of the project. joblog: jobs that stand in this file count as run too.
         Raises UsageError."""
-        raise NotImplementedError
+        if joblog is not None and not (resume or resume_failed):
+            joblog = None  # only what is resumed is compared with it
+        files = self._files()
+        if command is None:
+            if not resume_failed:
+                raise UsageError("no command was given", "say what the jobs shall run")
+            return self._submit_failed(files)
+        plan = self._plan(command, shell, cwd, timeout, tries, env, logfile)
+        found = self._parameters(parameters, parameters_from, colsep, grid, repeat)
+        plan = plan._replace(names=found.names)
+        rows = parsing.checked([*plan.words, plan.logfile], found, shell)
+        _check_priority(priority)
+        skipped = 0
+        with Submission() as submission:
+            if not (resume or resume_failed):
+                submission.add(plan, rows, priority)
+            else:
+                known = Contents(Ledger(files)).known(resume_failed)
+                shown = _in_joblog(joblog, resume_failed)
+                total = _Counter(rows)
+                kept = without(plan, total, lambda key, text: key in known or text in shown)
+                keeps = depends_on_number(plan)
+                for number, row in kept:
+                    submission.add(plan, [row], priority, number if keeps else None)
+                skipped = total.count - submission.jobs
+            jobs = _written(submission, files)
+            return Submitted(self.name, jobs, submission.name if jobs else "", skipped)
+
+    def _submit_failed(self, files: Files) -> Submitted:
+        """All jobs of the project that failed last, once more."""
+        ledger = Ledger(files)
+        with Submission() as submission:
+            for plan, params, number, priority in Contents(ledger).failed():
+                plan = plan._replace(submission="", first=1, total=1)
+                keeps = depends_on_number(plan)
+                submission.add(plan, [params], priority, number if keeps else None)
+            jobs = _written(submission, files)
+            again = sum(
+                _drop_again(self.path, name, path) for name, path in list(ledger.failed_files())
+            )
+            return Submitted(self.name, jobs + again, submission.name if jobs else "")
+
+    def _plan(
+        self,
+        command: str | Sequence[str],
+        shell: bool,
+        cwd: str | os.PathLike[str] | None,
+        timeout: float | str | None,
+        tries: int,
+        env: Mapping[str, str] | None,
+        logfile: str | None,
+    ) -> Plan:
+        if isinstance(command, str):
+            try:
+                words = [command] if shell else shlex.split(command)
+            except ValueError as error:
+                raise UsageError(f"the command cannot be split into words: {error}") from None
+        else:
+            words = [os.fspath(word) for word in command]
+            if shell and len(words) != 1:
+                raise UsageError("with shell the command is one text, not several words")
+        if not words or not words[0]:
+            raise UsageError("the command is empty")
+        if tries < 0:
+            raise UsageError(f"a job cannot be tried {tries} times", "0 means: until it succeeds")
+        seconds, percent = parsing.timeout(timeout)
+        return Plan(
+            "",
+            words=tuple(words),
+            shell=shell,
+            cwd=os.path.abspath(cwd or os.curdir),
+            timeout=seconds,
+            percent=percent,
+            tries=tries or _FOR_EVER,
+            env=tuple(sorted((env or {}).items())),
+            logfile=logfile or "",
+        )
+
+    def _parameters(
+        self,
+        given: str | Iterable[object] | None,
+        path: str | os.PathLike[str] | None,
+        colsep: str | None,
+        grid: Mapping[str, object] | Sequence[str] | None,
+        repeat: int | None,
+    ) -> parsing.Parameters:
+        if sum(source is not None for source in (given, path, grid or None)) > 1:
+            raise UsageError(
+                "parameters come from more than one place",
+                "give one of parameters, parameters-from and grid",
+            )
+        if grid:
+            return parsing.grid(grid, repeat)
+        if given is not None:
+            if isinstance(given, str):
+                found = parsing.from_text(given)
+            else:
+                found = parsing.from_values(given)
+        elif path is not None:
+            if colsep is None and os.fspath(path).endswith(".tsv"):
+                colsep = "\t"
+            found = parsing.from_lines(_lines_of(os.fspath(path)), colsep)
+        else:
+            found = parsing.one()
+        return found if repeat is None else parsing.times(found, repeat)
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -104,7 +236,52 @@ class Project:
         which a worker without job and dispatcher ends itself (12 h). cwd: where relative
         executables are looked for; default: the current folder.
         Never raises because of one host: its row has None and says why."""
-        raise NotImplementedError
+        if count is not None and count < 1:
+            raise UsageError(f"hire at least 1 worker, not {count}", "to end workers: fire")
+        identity = job_files.prepare(self.path)
+        loaded = self._settings()
+        specs = loaded.select(hosts)
+        self._specs.update((spec.label, spec) for spec in specs)
+        place = os.path.abspath(cwd or os.curdir)
+        report = self._hire(loaded, specs, count, place, identity, idle)
+        hired = self._hired()
+        wanted = {spec.label: count or spec.workers for spec in specs}
+        for row in report.hosts:
+            if row.running:
+                hired[row.name] = {
+                    "count": wanted[row.name] or row.running, "cwd": place, "idle": idle,
+                }  # fmt: skip
+        self._write(names.HIRED, json.dumps(hired, indent=1))
+        return report
+
+    def _hire(
+        self,
+        loaded: Settings,
+        specs: Sequence[HostSpec],
+        count: int | None,
+        cwd: str,
+        identity: str,
+        idle: float | None,
+    ) -> HireReport:
+        request = {"cwd": cwd, "idle": idle, "home": self._home, "id": identity}
+        return fleet.hire(loaded, specs, self.name, count, request)
+
+    def _hired(self) -> dict[str, dict[str, Any]]:
+        """What hired.json says: {label: {"count", "cwd", "idle"}}."""
+        with contextlib.suppress(OSError, ValueError):
+            with open(os.path.join(self.path, names.HIRED), encoding="utf-8") as handle:
+                found = json.load(handle)
+            return {
+                str(label): entry
+                for label, entry in found.items()
+                if isinstance(entry, dict) and isinstance(entry.get("count"), int)
+            }
+        return {}
+
+    def _spec(self, loaded: Settings, label: str) -> HostSpec:
+        """The host that was hired under this label. Raises SettingsError."""
+        given = self._specs.get(label)
+        return given if given is not None else loaded.select(label)[0]
 
     def fire(
         self,
@@ -119,7 +296,29 @@ class Project:
 
         hosts: None: all where workers were hired, and with agents all that are configured. drain:
         let each end its current job. agents: the map plane's agents of this project too."""
-        raise NotImplementedError
+        loaded = self._settings()
+        hired = self._hired()
+        strangers: list[FireRow] = []
+        if hosts is not None:
+            specs = list(loaded.select(hosts))
+        else:
+            found: dict[str, HostSpec] = {}
+            if agents or not hired:
+                found.update((spec.label, spec) for spec in loaded.select(None))
+            for label in hired:
+                try:
+                    found.setdefault(label, self._spec(loaded, label))
+                except SettingsError as error:
+                    strangers.append(FireRow(label, None, None, error.message, None))
+            specs = list(found.values())
+        specs = [self._specs.get(spec.label, spec) for spec in specs]
+        if workers:  # first, so that no dispatcher hires them again
+            gone = {spec.label for spec in specs}
+            left = {label: entry for label, entry in hired.items() if label not in gone}
+            if left != hired:
+                self._write(names.HIRED, json.dumps(left, indent=1))
+        report = fleet.fire(loaded, specs, self.name, agents=agents, workers=workers, drain=drain)
+        return dataclasses.replace(report, hosts=(*report.hosts, *strangers))
 
     # --- the sweep ------------------------------------------------------------------------------
 
@@ -136,45 +335,293 @@ class Project:
         progress: Callable[[Progress], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> DispatchReport:
-        """Wait until the queue is empty and every job has ended; see that nothing is lost on the way.
+        """Wait until the queue is empty and every job has ended; see that none is lost meanwhile.
 
         Takes jobs from workers that died, hires anew where workers are missing, and at the end
-        fires them all (fire=False: not). keep: does not end; the callback is still called once, when
-        all jobs have ended. callback: a function of the report, or a shell command. halt: as GNU
-        parallel's --halt. joblog: a file that gets a line per job, in GNU parallel's columns, as
-        pods of jobs are committed. reduce: a module with `reduce(a, b)`, or such a function: folds
-        the standard output (JSON or text) of the jobs that ended well, in job order; see
+        fires them all (fire=False: not). keep: does not end; the callback is still called once,
+        when all jobs have ended. callback: a function of the report, or a shell command. halt: as
+        GNU parallel's --halt. joblog: a file that gets a line per job, in GNU parallel's columns,
+        as pods of jobs are committed. reduce: a module with `reduce(a, b)`, or such a function:
+        folds the standard output (JSON or text) of the jobs that ended well, in job order; see
         DispatchReport.value. progress: called a few times a second at most. say: called with
         single lines that people should see (no workers; a host is gone; who else dispatches).
 
         While another dispatcher runs this project, this one only watches, and takes over if that
         one dies. KeyboardInterrupt passes through at any time: nothing is lost, and a dispatch
         that is started again goes on. Raises UsageError for a halt or joblog that cannot be."""
-        raise NotImplementedError
+        rule = sweep.Halt.parse(halt)
+        fold = folding.reducer(reduce)
+        files = self._files()
+        log = JobLog(os.fspath(joblog), joblog_append) if joblog is not None else None
+        crew = Crew(self._wanted, self._hire_again, lambda soon: self.fire(drain=soon))
+        called = False
+
+        def all_ended(outcome: Outcome) -> None:
+            nonlocal called
+            called = True
+            if callback is not None:
+                _call(callback, self._report(outcome, None))
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(files.close)
+            if log is not None:
+                stack.callback(log.close)
+            dispatcher = Dispatcher(
+                files, self.name, crew, halt=rule, lease=_lease(), keep=keep, log=log,
+                progress=progress, say=say, ended=all_ended,
+            )  # fmt: skip
+            outcome = dispatcher.run()
+            if outcome.watched:
+                return self._report(outcome, None)
+            dispatcher.finish()
+            fired = outcome.fired
+            if fire and fired is None:
+                fired = self.fire()
+            ledger = dispatcher.ledger
+            value, reduced = None, 0
+            if fold is not None:
+                done = ledger.history((names.DONE,))
+                value, reduced = folding.fold(fold, done, folding.Outputs(self.path))
+            report = self._report(outcome, fired, value, reduced)
+            files.run(steps.retire(ledger.done_names()))
+        if callback is not None and not called:
+            note = _call(callback, report)
+            if note:
+                report = dataclasses.replace(report, notes=(*report.notes, note))
+        return report
+
+    def _report(
+        self, outcome: Outcome, fired: FireReport | None, value: Any = None, reduced: int = 0
+    ) -> DispatchReport:
+        counts = outcome.counts
+        return DispatchReport(
+            project=self.name,
+            done=counts.done,
+            failed=counts.failed,
+            retried=counts.retried,
+            seconds=outcome.seconds,
+            failures=tuple(outcome.failures.kept),
+            groups=outcome.failures.groups(),
+            halted=outcome.halted,
+            left=counts.queued + counts.claimed,
+            fired=fired,
+            value=value,
+            reduced=reduced,
+            notes=outcome.notes,
+        )
+
+    def _wanted(self) -> dict[str, int]:
+        return {label: entry["count"] for label, entry in self._hired().items()}
+
+    def _hire_again(self, label: str, count: int) -> HireReport:
+        """For the dispatcher: as it was hired before."""
+        entry = self._hired().get(label, {})
+        loaded = self._settings()
+        identity = job_files.prepare(self.path)
+        cwd = str(entry.get("cwd") or self.path)
+        spec = self._spec(loaded, label)
+        return self._hire(loaded, [spec], count, cwd, identity, entry.get("idle"))
 
     # --- looking --------------------------------------------------------------------------------
 
     def status(self) -> StatusReport:
         """Counts by listing, and the workers by their heartbeats."""
-        raise NotImplementedError
+        if not os.path.isdir(self.path):
+            return StatusReport(self.name, 0, 0, 0, 0, 0, notes=("there is no such project yet",))
+        ledger = Ledger(Files(self.path))
+        hearts = ledger.heartbeats()
+        look = ledger.look()
+        complaints = {
+            name: why for name, why in sweep.complaints_in(hearts).items() if name in look.dropped
+        }
+        rows = [sweep.worker_row(owner, data) for owner, data in sorted(hearts.items())]
+        notes = [f"{name!r} in the queue is no job: {why}" for name, why in complaints.items()]
+        counts = look.counts
+        told = Here(self.path).other()
+        return StatusReport(
+            project=self.name,
+            queued=counts.queued - len(complaints),
+            claimed=counts.claimed,
+            running=counts.running,
+            done=counts.done,
+            failed=counts.failed,
+            workers=tuple(row for row in rows if row is not None),
+            dispatcher=f"{told.get('host')}, process {told.get('pid')}" if told else "",
+            order=self.order(),
+            notes=tuple(notes),
+        )
 
     def results(self, submission: str | None = None) -> Iterator[JobRecord]:
         """All jobs that ended and are committed, in job order (time of submission, then number),
         from all sweeps, or of one submission. A stream: it holds one pod at a time."""
-        raise NotImplementedError
+        if os.path.isdir(self.path):
+            yield from Ledger(Files(self.path)).history(submission=submission)
 
     def find(self, job: str) -> JobRecord | None:
         """The last job of that label ("job17", "17", or the name of a dropped file) that ended."""
-        raise NotImplementedError
+        return Ledger(Files(self.path)).find(job) if os.path.isdir(self.path) else None
 
     def output(self, record: JobRecord, stream: str = "out") -> bytes:
         """What the job wrote to stdout ("out") or stderr ("err"); b"" if its file is gone."""
-        raise NotImplementedError
+        with folding.Outputs(self.path) as outputs:
+            return outputs.read(record, stream)
 
     def logs(self, worker: str) -> list[str]:
         """The paths of the logs of a worker ("w3", or "lab1-w3"), of all hosts that have one."""
-        raise NotImplementedError
+        host, _, name = worker.rpartition("-")
+        pattern = f"{glob.escape(host) if host else '*'}-{glob.escape(name)}.log"
+        folder = os.path.join(glob.escape(self.path), names.LOGS)
+        return sorted(glob.glob(os.path.join(folder, pattern)))
 
     def order(self, how: str | None = None) -> str:
         """How workers choose: name | age | priority ("": not set). how: changes it at once."""
-        raise NotImplementedError
+        if how is None:
+            with (
+                contextlib.suppress(OSError),
+                open(
+                    os.path.join(self.path, names.ORDER), encoding="ascii", errors="replace"
+                ) as handle,
+            ):
+                found = handle.read().strip()
+                return found if found in ORDERS else ""
+            return ""
+        if how not in ORDERS:
+            raise UsageError(f"the order cannot be {how!r}", f"write one of {', '.join(ORDERS)}")
+        self._files()
+        self._write(names.ORDER, how + "\n")
+        return how
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    def _files(self) -> Files:
+        """The project's folder, made if need be."""
+        try:
+            job_files.prepare(self.path)
+        except OSError as error:
+            raise UsageError(
+                f"the project's folder cannot be made: {error.filename}: {error.strerror}",
+                "set JAM_HOME to another place",
+            ) from None
+        except Trouble as error:
+            raise JamError(f"the project's folder cannot be used: {error}") from None
+        return Files(self.path)
+
+    def _settings(self) -> Settings:
+        if self._given is not None:
+            return self._given
+        loaded = configured.load(self._hosts_file, accept_new=self._accept_new)
+        own = os.path.join(self.path, REMOTE_CONF)
+        if loaded.path is None and os.path.isfile(own):
+            return configured.load(own, accept_new=self._accept_new)
+        return loaded
+
+    def _write(self, name: str, text: str) -> None:
+        """A small file of the project, whole or as it was."""
+        path = os.path.join(self.path, name)
+        aside = layout.aside(os.path.join(self.path, "." + name))
+        try:
+            with open(aside, "w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(aside, path)
+        except OSError as error:
+            raise JamError(f"{path} cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+
+
+class _Counter:
+    """Counts what passes."""
+
+    def __init__(self, rows: Iterable[list[str]]):
+        self.count = 0
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
+def _check_priority(priority: int) -> None:
+    lowest, highest = names.PRIORITIES
+    if not lowest <= priority <= highest:
+        raise UsageError(f"the priority {priority} is not within {lowest} and {highest}")
+
+
+def _written(submission: Submission, files: Files) -> int:
+    try:
+        return submission.write(files)
+    except Trouble as error:
+        raise JamError(f"the jobs could not be written: {error}", "nothing was submitted") from None
+
+
+def _lines_of(path: str) -> Iterator[str]:
+    """Raises UsageError, at the first line."""
+    try:
+        if path == "-":
+            yield from open(  # noqa: SIM115 (stdin is not ours to close)
+                sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False
+            )
+            return
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+            yield from handle
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _in_joblog(path: str | os.PathLike[str] | None, failed_again: bool) -> set[str]:
+    """The commands in a joblog that need not run; empty if there is no such file."""
+    if path is None:
+        return set()
+    name = os.fspath(path).removeprefix("+")
+    found: set[str] = set()
+    try:
+        for entry in read_joblog(name):
+            if entry.failed and failed_again:
+                found.discard(entry.command)
+            else:
+                found.add(entry.command)
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise UsageError(f"the joblog {name} cannot be read: {error.strerror}") from None
+    return found
+
+
+def _drop_again(root: str, name: str, path: str) -> bool:
+    """Put a dropped file back into the queue. False: one of its name waits there, or it is gone."""
+    target = os.path.join(root, names.dropped(name))
+    aside = os.path.join(root, names.QUEUE, "." + layout.aside("again"))
+    try:
+        shutil.copy2(os.path.join(root, path), aside)
+        os.link(aside, target)
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+
+
+def _call(callback: str | Callable[[DispatchReport], object], report: DispatchReport) -> str:
+    """Run the callback; what is to be said of it, if anything."""
+    if callable(callback):
+        callback(report)
+        return ""
+    import subprocess
+
+    told = {"PROJECT": report.project, "DONE": report.done, "FAILED": report.failed}
+    environ = {**os.environ, **{f"JAM_{key}": str(value) for key, value in told.items()}}
+    code = subprocess.run(callback, shell=True, env=environ, check=False).returncode
+    return f"the callback exited with {code}" if code else ""
+
+
+def _lease() -> float:
+    """Seconds; JAM_LEASE is for tests, and has to be the same for workers and dispatcher."""
+    try:
+        return float(os.environ.get("JAM_LEASE") or sweep.LEASE)
+    except ValueError:
+        return sweep.LEASE

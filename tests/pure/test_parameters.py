@@ -69,9 +69,10 @@ def test_a_grid_of_a_program():
     assert len(rows(parameters.grid({"lr": (0.1, 1)}, repeat=3))) == 6
 
 
-def test_repeats_have_no_parameters():
-    assert rows(parameters.repeated(3)) == [[], [], []]
+def test_repeats():
     assert rows(parameters.one()) == [[]]
+    assert rows(parameters.times(parameters.one(), 3)) == [[], [], []]
+    assert rows(parameters.times(parameters.from_text("a,b"), 2)) == [["a"], ["a"], ["b"], ["b"]]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_grids_that_cannot_be(axes):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: parameters.repeated(0), lambda: parameters.grid(["a=1"], 0)]
+    "make", [lambda: parameters.times(parameters.one(), 0), lambda: parameters.grid(["a=1"], 0)]
 )
 def test_repeats_that_cannot_be(make):
     with pytest.raises(UsageError, match="1 or more"):
@@ -100,7 +101,7 @@ def test_a_row_that_lacks_what_the_command_asks_for():
 
 def test_a_command_without_parameters_keeps_its_braces_and_dollars():
     words = ["awk", "{print $3}", "{}"]
-    assert list(parameters.checked(words, parameters.repeated(2))) == [[], []]
+    assert list(parameters.checked(words, parameters.times(parameters.one(), 2))) == [[], []]
 
 
 def test_dollars_of_a_shell_text_are_its_own():
