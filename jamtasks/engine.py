@@ -22,6 +22,7 @@ from . import scheduler as plan
 from .errors import JamError, NoHostsError, TaskFailed, TaskLost
 from .link import JOIN_SECONDS, Link
 from .session import Session
+from .spans import Span, Spans
 
 if TYPE_CHECKING:
     from .bootstrap import Attached
@@ -51,7 +52,9 @@ class Call:
     requires: tuple[str, ...]
     needs_numpy: bool
     keep_going: bool
-    results: deque[tuple[int, str, list[Buffer]]] = field(default_factory=deque)
+    spans: Spans | None = None  # a task is many slices, not one
+    # (slice, host, answer, 0 or of how many slices from this one on)
+    results: deque[tuple[int, str, list[Buffer], int]] = field(default_factory=deque)
     lag: int = 0  # bytes in `results`
     failures: list[TaskFailed] = field(default_factory=list)
     failures_seen: int = 0
@@ -68,7 +71,32 @@ class Call:
     @property
     def settled(self) -> bool:
         """Nothing more will come."""
-        return self.over or self.error is not None or self.scheduler.left == 0
+        if self.over or self.error is not None:
+            return True
+        return self.scheduler.left == 0 and (self.spans is None or self.spans.exhausted)
+
+    @property
+    def hungry(self) -> bool:
+        """More spans are to be made: the hosts could have them soon."""
+        if self.spans is None or self.spans.exhausted or self.settled:
+            return False
+        return self.scheduler.unassigned < 2 * self.scheduler.workers
+
+    @property
+    def slices(self) -> int:
+        """How many there are, as far as we know."""
+        if self.spans is None:
+            return self.scheduler.tasks
+        return self.spans.cut if self.spans.total is None else self.spans.total
+
+    @property
+    def done(self) -> int:
+        """How many slices were answered, or failed."""
+        return self.scheduler.done if self.spans is None else self.spans.done
+
+    def slice_at(self, task: int) -> int:
+        """The slice that a task is, or begins with; -1 for none."""
+        return task if self.spans is None else self.spans.first(task)
 
 
 class Engine:
@@ -346,31 +374,55 @@ class Engine:
             for task, _worker, count, seconds in message.tasks:
                 segments = message.segments[position : position + count]
                 position += count
+                first, count = task, 0
+                if call.spans is not None:
+                    count = _slices_in(segments, call.spans.of.get(task))
                 if sched.finished(host, task, seconds):
-                    call.finished_by[host] = call.finished_by.get(host, 0) + 1
-                    call.lag += sum(map(len, segments))
-                    call.results.append((task, host, list(segments)))
+                    size = sum(map(len, segments))
+                    if call.spans is not None:
+                        first = call.spans.answered(task, count, seconds, size).first
+                    call.finished_by[host] = call.finished_by.get(host, 0) + (count or 1)
+                    call.lag += size
+                    call.results.append((first, host, list(segments), count))
             # small answers wait for each other: waking the folding thread for each costs more
-            tell = call.lag > FOLD_BYTES or sched.left == 0
+            tell = call.lag > FOLD_BYTES or sched.left == 0 or call.hungry
         elif isinstance(message, wire.Failure):
+            span = call.spans.of.get(message.id) if call.spans is not None else None
+            if span is not None and message.at >= span.count:
+                raise wire.ProtocolError(f"slice {message.at} of {span.count} failed")
             if sched.finished(host, message.id, 0.0):
+                failed = message.id
+                if call.spans is not None:
+                    failed = call.spans.failed(message.id, message.at)
                 self._fail(
                     call,
                     TaskFailed(
-                        host=host, slice=message.id, type=message.type, message=message.message,
+                        host=host, slice=failed, type=message.type, message=message.message,
                         traceback=message.traceback,
                     ),
                 )  # fmt: skip
         elif isinstance(message, wire.Lost):
             how = how_it_died(message)
-            call.notes.append(f"a worker on {host} died at slice {message.id}: {how}")
-            deaths = call.deaths.setdefault(message.id, [])
+            index = call.slice_at(message.id)
+            span = call.spans.of.get(message.id) if call.spans is not None else None
+            if call.spans is not None and span is not None and span.count > 1:
+                where = f"{index} to {index + span.count - 1}"
+                call.notes.append(f"a worker on {host} died at one of slices {where}: {how}")
+                if sched.finished(host, message.id, 0.0):
+                    sched.retried += 1
+                    call.spans.scatter(message.id)
+                self.changed.notify_all()
+                return
+            call.notes.append(f"a worker on {host} died at slice {index}: {how}")
+            deaths = call.deaths.setdefault(index, [])
             deaths.append(f"{host}: {how}")
             if not sched.killed(host, message.id) and sched.finished(host, message.id, 0.0):
+                if call.spans is not None:
+                    call.spans.failed(message.id, 0)
                 self._fail(
                     call,
                     TaskLost(
-                        host=host, slice=message.id, type="WorkerDied", traceback=message.stderr,
+                        host=host, slice=index, type="WorkerDied", traceback=message.stderr,
                         message=f"{len(deaths)} workers died of it; {some_times(deaths)}",
                     ),
                 )  # fmt: skip
@@ -385,6 +437,13 @@ class Engine:
                 call.error = call.error or JamError(f"{host}: {message.reason}")
         if tell:
             self.changed.notify_all()
+
+    def show_output(self, host: str, message: wire.Output) -> None:
+        """What a task printed, by the number of its slice. Called without the lock."""
+        call = self.calls.get(message.call)
+        if call is not None and call.spans is not None:
+            message = message._replace(id=call.slice_at(message.id))
+        self.on_output(host, message)
 
     def _fail(self, call: Call, failure: TaskFailed) -> None:
         call.failures.append(failure)
@@ -422,6 +481,9 @@ class Engine:
             link.flush(session)
 
     def _send(self, call: Call, link: Link, session: Session, action: plan.Action) -> None:
+        if isinstance(action, plan.Assign) and call.spans is not None:
+            self._send_spans(call, link, session, action)
+            return
         if not isinstance(action, plan.Assign):
             kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
             with self.lock:
@@ -450,11 +512,7 @@ class Engine:
         with self.lock:
             if link.session is not session or call.over:
                 return
-            if session not in call.begun:
-                call.begun.add(session)
-                for digest, size, parts in call.blobs:
-                    session.offer(call.id, digest, size, parts, of_slice=False)
-                session.send(call.begin)
+            self._begin(call, session)
             for ref in refs:
                 if session.offer(call.id, ref.digest, ref.size, ref.parts, of_slice=True):
                     call.named[link.label] = call.named.get(link.label, 0) + ref.size
@@ -463,6 +521,56 @@ class Engine:
                 del link.holds[next(iter(link.holds))]
             session.send(wire.Task(call.id, tasks))
         link.flush(session)
+
+    def _send_spans(self, call: Call, link: Link, session: Session, action: plan.Assign) -> None:
+        """Tasks with the bytes of their slices, unless these are many."""
+        with self.lock:
+            if link.session is not session or call.over or call.spans is None:
+                return
+            self._begin(call, session)
+            tasks: list[list[Any]] = []
+            segments: list[Buffer] = []
+            size = 0
+            for task in action.tasks:
+                span = call.spans.of.get(task)
+                if span is None:
+                    continue
+                given: Any = len(segments)
+                if span.digest is None:
+                    segments.extend(span.parts)
+                    size += span.size
+                else:
+                    given = span.digest
+                    if session.offer(call.id, given, span.size, span.blob, of_slice=True):
+                        call.named[link.label] = call.named.get(link.label, 0) + span.size
+                tasks.append([task, given, None])
+                if size > SEND_AFTER_BYTES:
+                    self._send_inline(call, link, session, tasks, segments, size)
+                    tasks, segments, size = [], [], 0
+            if tasks:
+                self._send_inline(call, link, session, tasks, segments, size)
+        link.flush(session)
+
+    def _send_inline(
+        self,
+        call: Call,
+        link: Link,
+        session: Session,
+        tasks: list[list[Any]],
+        segments: list[Buffer],
+        size: int,
+    ) -> None:
+        session.send(wire.Task(call.id, tasks, segments))
+        call.named[link.label] = call.named.get(link.label, 0) + size
+        sent = session.slice_bytes_sent
+        sent[call.id] = sent.get(call.id, 0) + size
+
+    def _begin(self, call: Call, session: Session) -> None:
+        if session not in call.begun:
+            call.begun.add(session)
+            for digest, size, parts in call.blobs:
+                session.offer(call.id, digest, size, parts, of_slice=False)
+            session.send(call.begin)
 
     # --- time ------------------------------------------------------------------------------
 
@@ -495,6 +603,18 @@ class Engine:
 
     def _is_free(self, link: Link) -> bool:
         return not any(call.scheduler.outstanding(link.label) for call in self.calls.values())
+
+
+def _slices_in(segments: Sequence[Buffer], span: Span | None) -> int:
+    """How many slices of a span an answer is of; 0 if the span is over. Raises ProtocolError."""
+    if span is None:
+        return 0
+    if not segments or len(segments[0]) != wire.SPAN.size:
+        raise wire.ProtocolError("an answer to a span does not say of how many slices it is")
+    (count,) = wire.SPAN.unpack(segments[0])
+    if not 1 <= count <= span.count:
+        raise wire.ProtocolError(f"{count} answers to a span of {span.count} slices")
+    return int(count)
 
 
 def some_times(events: Sequence[str]) -> str:

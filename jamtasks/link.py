@@ -210,7 +210,7 @@ class Link:
         # what a task printed is shown before its answer can end the run
         for message in messages:
             if type(message) is wire.Output:
-                engine.on_output(self.label, message)
+                engine.show_output(self.label, message)
         with engine.lock:
             for message in messages:
                 if type(message) is not wire.Output:

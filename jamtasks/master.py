@@ -13,28 +13,30 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from worker_payload import codec, wire
 from worker_payload.wire import Buffer
 
-from . import presence
+from . import feeding, presence
 from . import scheduler as plan
 from .engine import Call, Engine
 from .errors import EncodingError, HostError, JamError, ModuleError, TaskFailed, UsageError
 from .link import Link
 from .report import FailedSlice, HostReport, RunReport
+from .spans import Spans
 
 if TYPE_CHECKING:
     from .datasets import Slices
+    from .feeding import Feeder
     from .modules import Bundle
-    from .reduction import OrderedFold
     from .settings import HostSpec, Settings
 
 INLINE_PARAMS = 32 << 10  # bytes: larger params travel as a blob, one copy per host
-_TASK = operator.itemgetter(0)
+Answer = tuple[int, str, list[Buffer], int]  # see Call.results
+_FIRST = operator.itemgetter(0)
 MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
 POLL = 1.0  # seconds between looks at what has no event of its own
 SHOWN_AFTER = 1.0  # seconds; a shorter call shows nothing to `inv status`
@@ -174,10 +176,7 @@ class Master:
         EncodingError. On KeyboardInterrupt the hosts end their tasks and stay usable."""
         from . import datasets, modules
 
-        if self._closed:
-            raise UsageError("this Master is closed")
-        if not self._running.acquire(blocking=False):
-            raise UsageError("this Master is running a call: one at a time, or use another Master")
+        self._take_turn()
         try:
             began = time.monotonic()
             bundle = modules.bundle(module)
@@ -195,10 +194,84 @@ class Master:
             if task_timeout is None:
                 task_timeout = getattr(bundle.module, "task_timeout", None)
             options = {"writable": writable, "timeout": _timeout(task_timeout)}
-            call = self._call(bundle, slices, encoded, links, keep_going, options, speculate)
-            return self._drive(call, bundle, links, began)
+            feed = None
+            if slices is not None and feeding.are_tiny(slices, sum(link.workers for link in links)):
+                call = self._span_call(
+                    bundle, encoded, {**options, "spans": True}, keep_going, speculate, len(slices)
+                )
+                feed = feeding.of_slices(self._engine, call, slices)
+            else:
+                call = self._call(bundle, slices, encoded, links, keep_going, options, speculate)
+            return self._drive(call, bundle, links, feed, began)
         finally:
             self._running.release()
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        ordered: bool = True,
+        speculate: bool = True,
+        task_timeout: float | None = None,
+    ) -> Iterator[Any]:
+        """function(item) for each item, computed at the hosts, as an iterator.
+
+        function: one that its module has by name; it travels as source, as `mapfunc` does. items:
+        any iterable; it is read only so far ahead that the hosts are kept busy, so it may be
+        endless. ordered: in the order of the items; else as they come. Short items travel many at
+        a time. Nothing is sent before the first result is asked for; closing the iterator ends
+        what is under way. Raises what `run` raises; an exception in the function comes as
+        TaskFailed, whose `slice` is the number of the item."""
+        from . import modules
+
+        name = getattr(function, "__qualname__", "")
+        module = getattr(function, "__module__", None)
+        found = sys.modules.get(module or "")
+        if not name or found is None or not modules.has(found, name):
+            raise UsageError(
+                f"{name or function!r} cannot be sent by name",
+                "map a function that stands at the top of a module, not a lambda or an inner one",
+            )
+        options = {"spans": True, "function": name, "timeout": _timeout(task_timeout)}
+        return self._map(found, name, options, iter(items), ordered, speculate)
+
+    def _map(
+        self,
+        module: ModuleType,
+        function: str,
+        options: dict[str, Any],
+        items: Iterator[Any],
+        ordered: bool,
+        speculate: bool,
+    ) -> Iterator[Any]:
+        from . import modules
+
+        self._take_turn()
+        try:
+            began = time.monotonic()
+            bundle = modules.bundle(module, function)
+            encoded = _encode_params(None)
+            links = self._engine.wait_ready(self.settings.connect_timeout, hurry=True)
+            self._check_modules(bundle, None, encoded, links)
+            call = self._span_call(bundle, encoded, options, False, speculate, None)
+            kept = feeding.Items(items)
+            feed = feeding.Feeder(self._engine, call, kept.encode)
+            order = feeding.Order(ordered)
+            for batch, _ in self._answers(call, links, feed, order, began):
+                for first, host, segments, count in batch:
+                    kept.forget(first, count)
+                    order.add(first, count, segments, _decoder(bundle, host, first, count))
+                feed.limit = order.next + feeding.AHEAD
+                yield from order.ready()
+        finally:
+            self._running.release()
+
+    def _take_turn(self) -> None:
+        if self._closed:
+            raise UsageError("this Master is closed")
+        if not self._running.acquire(blocking=False):
+            raise UsageError("this Master is running a call: one at a time, or use another Master")
 
     def _check_modules(
         self, bundle: Bundle, slices: Slices | None, params: _Params, links: Sequence[Link]
@@ -247,11 +320,6 @@ class Master:
         options: dict[str, Any],
         speculate: bool,
     ) -> Call:
-        ident = self._engine.next_id()
-        blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]
-        blobs = [(bundle.digest, bundle.size, lambda: bundle.parts)]
-        if params.begin_digest:
-            blobs.append((params.begin_digest, params.size, lambda: params.parts))
         count = len(slices) if slices is not None else sum(link.workers for link in links)
         homes: dict[int, str] = {}
         move_seconds = 0.0
@@ -263,64 +331,117 @@ class Master:
             homes=homes,
             move_seconds=move_seconds,
         )
+        call = self._begin(bundle, params, options, keep_going, sched)
+        if slices is not None:
+            call.slice_of = slices.__getitem__
+            call.needs_numpy = call.needs_numpy or slices[0].needs_numpy
+        return call
+
+    def _span_call(
+        self,
+        bundle: Bundle,
+        params: _Params,
+        options: dict[str, Any],
+        keep_going: bool,
+        speculate: bool,
+        total: int | None,
+    ) -> Call:
+        sched = plan.Scheduler(0, speculate=speculate)
+        call = self._begin(bundle, params, options, keep_going, sched)
+        call.spans = Spans(total)
+        return call
+
+    def _begin(
+        self,
+        bundle: Bundle,
+        params: _Params,
+        options: dict[str, Any],
+        keep_going: bool,
+        sched: plan.Scheduler,
+    ) -> Call:
+        ident = self._engine.next_id()
+        blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]
+        blobs = [(bundle.digest, bundle.size, lambda: bundle.parts)]
+        if params.begin_digest:
+            blobs.append((params.begin_digest, params.size, lambda: params.parts))
         return Call(
             id=ident,
             begin=wire.Begin(
-                ident, bundle.digest, bundle.name, params.begin_digest, options, params.inline,
+                ident, bundle.digest, bundle.name, params.begin_digest, options, params.inline
             ),
             blobs=blobs,
-            slice_of=slices.__getitem__ if slices is not None else None,
+            slice_of=None,
             scheduler=sched,
             requires=tuple(sorted(bundle.third_party)),
-            needs_numpy=params.needs_numpy or (slices is not None and slices[0].needs_numpy),
+            needs_numpy=params.needs_numpy,
             keep_going=keep_going,
-        )  # fmt: skip
+        )
 
-    def _drive(self, call: Call, bundle: Bundle, links: Sequence[Link], began: float) -> Any:
+    def _drive(
+        self, call: Call, bundle: Bundle, links: Sequence[Link], feed: Feeder | None, began: float
+    ) -> Any:
         """Hand out, fold as answers come, clean up whatever happens."""
         from .reduction import OrderedFold, default_reduce
 
-        engine = self._engine
-        fold = OrderedFold(getattr(bundle.module, "reduce", None) or default_reduce,
-                           call.scheduler.tasks)  # fmt: skip
-        self._shown = functools.partial(self._snapshot, call, fold, time.time())
+        reduce = getattr(bundle.module, "reduce", None) or default_reduce
+        fold = OrderedFold(reduce, call.slices)
         try:
-            engine.submit(call, links, pinned=call.slice_of is None)
-            if self._progress is not None:
-                self._progress(0, call.scheduler.tasks, 0)
-            more = True
-            while more:
-                batch, failed, more = self._next_batch(call)
-                for task, host, segments in batch:
-                    decode = functools.partial(_decode, bundle.modules, host, task)
-                    fold.add(task, segments, decode)
+            for batch, failed in self._answers(call, links, feed, fold, began):
+                for first, host, segments, count in batch:
+                    fold.add(first, segments, _decoder(bundle, host, first, count), count)
                 for failure in failed:
                     fold.skip(failure.slice)
-                if more:
-                    with engine.lock:
-                        call.head_only = fold.next if fold.full else None
+                with self._engine.lock:
+                    call.head_only = self._head(call, fold.next) if fold.full else None
                 if self._progress is not None:
-                    self._progress(call.scheduler.done, call.scheduler.tasks, len(call.failures))
-            if call.failures and len(call.failures) == call.scheduler.tasks:
+                    self._progress(call.done, call.slices, len(call.failures))
+            if call.failures and len(call.failures) == call.slices:
                 raise call.failures[0]
             return fold.result()
+        finally:
+            fold.close()
+
+    def _answers(
+        self,
+        call: Call,
+        links: Sequence[Link],
+        feed: Feeder | None,
+        fold: _Fold,
+        began: float,
+    ) -> Iterator[tuple[list[Answer], list[TaskFailed]]]:
+        """Run a call: answers as they come, and what failed. Ends the call when it is left."""
+        engine = self._engine
+        self._shown = functools.partial(self._snapshot, call, fold, time.time())
+        try:
+            engine.submit(call, links, pinned=call.spans is None and call.slice_of is None)
+            if self._progress is not None:
+                self._progress(0, call.slices, 0)
+            more = True
+            while more:
+                if feed is not None:
+                    feed.feed()
+                batch, failed, more = self._next_batch(call)
+                if batch or failed:
+                    yield batch, failed
         finally:
             engine.finish(call)
             self._printer.end(call.id)
             with self._looking:
                 self._shown = lambda now: None
                 self._presence.hide()
-            fold.close()
             seconds = time.monotonic() - began
             with engine.lock:
                 self._report = functools.partial(_run_report, call, self._seen(), seconds)
 
-    def _next_batch(
-        self, call: Call
-    ) -> tuple[list[tuple[int, str, list[Buffer]]], list[TaskFailed], bool]:
+    @staticmethod
+    def _head(call: Call, index: int) -> int | None:
+        """The task that the fold waits for, if there is one yet."""
+        return index if call.spans is None else call.spans.task_at(index)
+
+    def _next_batch(self, call: Call) -> tuple[list[Answer], list[TaskFailed], bool]:
         """Answers to fold, slices that failed, and whether there may be more of either.
 
-        Raises the call's error."""
+        Comes back with nothing if there are spans to be made. Raises the call's error."""
         engine = self._engine
         gone_since: float | None = None
         seen = call.failures_seen
@@ -329,7 +450,7 @@ class Master:
                 if call.error is not None:
                     raise call.error
                 if call.results or len(call.failures) > seen:
-                    batch = sorted(call.results, key=_TASK)  # in order, none has to be kept
+                    batch = sorted(call.results, key=_FIRST)  # in order, none has to be kept
                     call.results.clear()
                     call.lag = 0
                     call.failures_seen = len(call.failures)
@@ -337,6 +458,8 @@ class Master:
                     return batch, call.failures[seen:], not call.settled
                 if call.settled:
                     return [], [], False
+                if call.hungry and call.scheduler.workers:
+                    return [], [], True
                 engine.changed.wait(POLL)
                 if call.error is not None or call.results or call.settled:
                     continue
@@ -395,9 +518,7 @@ class Master:
         """From under the engine's lock, which is not held while others write."""
         threading.Thread(target=self._on_notice, args=(text,), daemon=True).start()
 
-    def _snapshot(
-        self, call: Call, fold: OrderedFold, began: float, now: float
-    ) -> dict[str, Any] | None:
+    def _snapshot(self, call: Call, fold: _Fold, began: float, now: float) -> dict[str, Any] | None:
         """What `inv status` shows of this call; None while it is young. Under the engine's lock."""
         if now - began < SHOWN_AFTER or call.settled:
             return None
@@ -406,7 +527,7 @@ class Master:
         queued = call.scheduler.queued()
         waiting = [
             {
-                "slice": task,
+                "slice": call.slice_at(task),
                 "host": str(host),
                 "seconds": round(clock - since, 1),
                 "for": "its map function" if runs else "its data, or a free worker",
@@ -419,8 +540,8 @@ class Master:
             "command": " ".join(sys.argv),
             "module": call.begin.module,
             "began": began,
-            "slices": call.scheduler.tasks,
-            "done": call.scheduler.done,
+            "slices": call.slices,
+            "done": call.done,
             "failed": len(call.failures),
             "retried": call.scheduler.retried,
             "fold": behind if fold.ahead else None,
@@ -447,6 +568,15 @@ class Master:
         return [
             (link, link.state, link.error, len(link.notes)) for link in self._engine.links.values()
         ]
+
+
+class _Fold(Protocol):
+    """What puts answers into order."""
+
+    next: int  # the slice that it waits for
+
+    @property
+    def ahead(self) -> int: ...
 
 
 class _HostsFile:
@@ -516,7 +646,7 @@ def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
         moved = ", ".join(map(str, sorted(call.scheduler.moved)))
         notes.append(f"calls of a lost host ran elsewhere: {moved}")
     return RunReport(
-        slices=call.scheduler.tasks,
+        slices=call.slices,
         workers=sum(host.workers for host in hosts if host.state == "up" or host.tasks),
         hosts=hosts,
         seconds=seconds,
@@ -588,8 +718,33 @@ def _encode_params(params: Any) -> _Params:
         raise EncodingError("params cannot travel: not enough memory here to encode them") from None
 
 
+def _decoder(
+    bundle: Bundle, host: str, first: int, count: int
+) -> Callable[[Sequence[Buffer]], Any]:
+    if not count:
+        return functools.partial(_decode, bundle.modules, host, first)
+    return functools.partial(_decode_span, bundle.modules, host, first, count)
+
+
+def _decode_span(
+    modules: dict[str, ModuleType], host: str, first: int, count: int, segments: Sequence[Buffer]
+) -> list[Any]:
+    whose = f"the answer of one of slices {first} to {first + count - 1}"
+    values = _decode(modules, host, first, segments[1:], "its answer" if count == 1 else whose)
+    if type(values) is not list or len(values) != count:
+        raise TaskFailed(
+            host=host, slice=first, type="DecodeError",
+            message=f"not the {count} answers that it said it would be",
+        )  # fmt: skip
+    return values
+
+
 def _decode(
-    modules: dict[str, ModuleType], host: str, task: int, segments: Sequence[Buffer]
+    modules: dict[str, ModuleType],
+    host: str,
+    task: int,
+    segments: Sequence[Buffer],
+    what: str = "its answer",
 ) -> Any:
     try:
         return codec.decode_untrusted(segments, modules)
@@ -597,7 +752,7 @@ def _decode(
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise TaskFailed(
-            host=host, slice=task, type="DecodeError", message=f"its answer is refused: {error}"
+            host=host, slice=task, type="DecodeError", message=f"{what} is refused: {error}"
         ) from None
 
 

@@ -65,10 +65,10 @@ class Bundle:
     modules: dict[str, ModuleType] = field(repr=False)
 
 
-def bundle(module: ModuleType | str) -> Bundle:
+def bundle(module: ModuleType | str, function: str = "mapfunc") -> Bundle:
     """The bundle of a module, as its files are now: those edited since the last call are reloaded.
 
-    Raises ModuleError if it cannot be imported, read, or has no mapfunc."""
+    Raises ModuleError if it cannot be imported, read, or has no such function."""
     if isinstance(module, str):
         module = import_module(module)
     elif not isinstance(module, ModuleType):
@@ -83,12 +83,18 @@ def bundle(module: ModuleType | str) -> Bundle:
         current = _loaded(made.sources, module)
         if current != made.bundle.modules:
             made.bundle = replace(made.bundle, modules=current)
-    if not callable(getattr(module, "mapfunc", None)):
-        raise ModuleError(
-            f"{module.__name__} has no function mapfunc",
-            "it needs `def mapfunc(params, dataset): ...`",
-        )
+    if not has(module, function):
+        hint = "it needs `def mapfunc(params, dataset): ...`" if function == "mapfunc" else None
+        raise ModuleError(f"{module.__name__} has no function {function}", hint)
     return made.bundle
+
+
+def has(module: ModuleType, name: str) -> bool:
+    """Whether the module has a function of this qualified name."""
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return callable(found)
 
 
 def import_module(name: str) -> ModuleType:

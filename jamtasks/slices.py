@@ -165,6 +165,16 @@ class Slices(Sequence[SliceRef]):
                 )
         return parts
 
+    def span(self, first: int, count: int) -> list[Buffer]:
+        """The blob of a list of so many slices from this one on."""
+        values = [self._load(index) for index in range(first, first + count)]
+        try:
+            return codec.blob_parts(codec.encode(values))
+        except codec.EncodeError:
+            for index in range(first, first + count):
+                self._encode(index)  # raises for the one that is to blame
+            raise
+
     def _start(self, index: int) -> Future[Sealed]:
         future = self._futures.get(index)
         if future is None:
