@@ -365,19 +365,24 @@ def status(
     quiet: bool = False,
     debug: bool = False,
 ) -> int:
-    """Say what waits, runs, is done and failed, and what each worker does.
+    """Say how far jobs and map calls are, what each worker does and each slice waits for.
 
-    inv status --project sweep"""
+    inv status --project sweep
+
+    Of map calls those of this machine are shown."""
     import time
 
-    from . import job_report, report
+    from . import call_report, job_report, presence, report
 
     found = _project(project).status()
+    calls = presence.running(project)
     if json:
-        emit(report.dumps(found.json()))
+        emit(report.dumps({**found.json(), **({"calls": calls} if calls else {})}))
     else:
         text = job_report.status_table(found, width(), time.time())
         emit(text.partition("\n")[0] if quiet else text)
+        if calls and not quiet:
+            emit("\n" + call_report.calls(calls, time.time(), width()))
     return 0
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from faults import Running, states, wait_state
@@ -10,6 +13,8 @@ from sshd import wait_until
 
 from jamtasks import Master, fleet, presence
 from jamtasks.errors import NoHostsError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Each slice says where it runs, then waits for the file `go-<host>` or `go`.
 GATED = """
@@ -120,6 +125,13 @@ def test_a_run_shows_what_each_slice_waits_for(host, module, tmp_path):
         assert shown["waiting"][0]["host"] == host.label
         assert shown["waiting"][0]["for"] == "its map function"
         assert [(one["name"], one["state"]) for one in shown["hosts"]] == [(host.label, "up")]
+        status = [sys.executable, "-m", "invoke", "status"]
+        text = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f"Map call {name} of process" in text and "8 of 9 slices done" in text
+        assert "fold waits for slice 0 on " in text
+        status.append("--json")
+        data = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert [call["done"] for call in json.loads(data)["calls"]] == [8]
         (tmp_path / "go").touch()
         run.result()
         assert presence.running("default") == []
