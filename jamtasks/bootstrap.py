@@ -308,9 +308,9 @@ class _Talk:
                 timer = _Watch(self.channel, timeout)
                 try:
                     stage, argument = self._next(timer, timeout)
+                    self._act(stage, argument)
                 finally:
                     timer.stop()
-                self._act(stage, argument)
                 timeout = STAGE_TIMEOUT
         except BaseException:
             self.channel.close()

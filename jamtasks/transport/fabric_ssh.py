@@ -32,6 +32,7 @@ WINDOW = 8 << 20  # what a host may send before we have read it; small ones thro
 PACKET = 256 << 10  # the largest that OpenSSH sends; Paramiko's default is slower by a third
 TUNNEL = (2 << 20, 32 << 10)  # Paramiko reads a tunnel in small bits, each at the buffer's cost
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+CLOSE_SECONDS = 1.0  # that a host gets to take our goodbye
 MAX_KEYS = 5  # sshd hangs up at the sixth failure, and a password may come after the keys
 _NOT_BY_PARAMIKO = {"gssapi-with-mic", "gssapi-keyex", "hostbased"}
 
@@ -70,6 +71,10 @@ class FabricConnection(Connection):
     def close(self) -> None:
         self._login.close()
         self._release()
+
+    def cut(self) -> None:
+        """End what waits for a host that stands still."""
+        self._login.cut()
 
     def _release(self) -> None:
         gateway, self._gateway = self._gateway, None
@@ -137,11 +142,20 @@ class _FabricChannel(Channel):
         return None if status == -1 else status
 
     def close(self) -> None:
+        # a write that a host which stands still does not take keeps ours from going out, too
+        rescue = threading.Timer(CLOSE_SECONDS, self._cut)
+        rescue.daemon = True
+        rescue.start()
         with contextlib.suppress(Exception):
             self._channel.close()
+        rescue.cancel()
         if self.owned is not None:
             self.owned.close()
         self._drain.join(1.0)
+
+    def _cut(self) -> None:
+        if isinstance(self.owned, FabricConnection):
+            self.owned.cut()
 
 
 # --- logging in --------------------------------------------------------------------------------
@@ -206,6 +220,13 @@ class _Login:
 
     def open_session(self) -> paramiko.Channel:
         return self.transport.open_session(WINDOW, PACKET, timeout=30)
+
+    def cut(self) -> None:
+        with contextlib.suppress(Exception):
+            if isinstance(self._socket, socket.socket):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            else:
+                self._socket.close()
 
     def close(self) -> None:
         # first the socket: Paramiko's thread looks only ten times a second whether it shall end
@@ -518,13 +539,21 @@ class _Gateway:
         import paramiko
 
         try:
-            return self.login.transport.open_channel(
+            tunnel = self.login.transport.open_channel(
                 "direct-tcpip", (hop.host, hop.port), ("", 0), *TUNNEL, timeout=timeout
             )
         except (paramiko.SSHException, EOFError, OSError) as error:
             through = f"{self.login.hop.host} port {self.login.hop.port}"
             reason = f"gateway {through} does not reach {hop.host} port {hop.port}: {_say(error)}"
             raise HostError(hop.spec.label, reason, retry=True) from None
+        close = tunnel.close
+
+        def quietly() -> None:  # Paramiko's thread would print what it meets in here
+            with contextlib.suppress(Exception):
+                close()
+
+        tunnel.close = quietly
+        return tunnel
 
     def close(self) -> None:
         self.login.close()

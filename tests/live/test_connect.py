@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from faults import go_on, stop_sshd
 from sshd import free_port, keygen, wait_until
 
 from jamtasks import transport
@@ -413,3 +414,46 @@ def test_many_at_once_at_a_narrow_door(ssh, lab):
 def test_no_session_left(lab):
     host = lab.host("lab1", "MaxSessions 0")
     fails(HostError, lab.spec(host, "fabric"), lab.settings(), "sshd runs no command")
+
+
+@pytest.mark.parametrize("way", ["fabric", "jump host", "openssh"])
+def test_close_ends_a_write_to_a_host_that_stands_still(lab, way):
+    host = lab.host()
+    if way == "jump host":
+        lab.host("gate", key="host2")
+        lab.write_ssh_config("Host lab1\n  ProxyJump gate\n")
+    transport_name = "openssh" if way == "openssh" else "fabric"
+    connection = transport.connect(lab.spec(host, transport_name), lab.settings(dead_after=60.0))
+    channel = connection.exec("echo ready; exec cat >/dev/null")
+    channel.owned = connection
+    assert channel.read(100) == b"ready\n"
+    if way == "fabric":  # it blocks in the socket, as on a line with a small window
+        connection._login._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    stopped = stop_sshd(host)
+    outcome = []
+
+    def write():
+        try:
+            for _ in range(100):
+                channel.write([bytes(1 << 20)])
+                outcome.append("written")
+        except HostError as error:
+            outcome.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        count = -1
+        while len(outcome) > count:  # until nothing goes out any more
+            count = len(outcome)
+            time.sleep(0.3)
+        assert writer.is_alive()
+        began = time.monotonic()
+        channel.close()
+        writer.join(5)
+        assert not writer.is_alive()
+        assert time.monotonic() - began < 4
+    finally:
+        go_on(stopped)
+        writer.join(20)
+        connection.close()

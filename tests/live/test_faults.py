@@ -182,20 +182,30 @@ def test_an_agent_that_stands_still_is_lost_and_rejoins(two, module, tmp_path):
     assert agent(host.run_dir)["pid"] == pid
 
 
-def test_a_host_that_stops_while_much_is_sent_to_it(lab, module):
+@pytest.mark.parametrize("way", ["fabric", "jump host", "openssh"])
+def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
     """A write that cannot go on holds up neither the run nor its end."""
     host = lab.host("lab1")
-    specs = [lab.spec("localhost", "local", workers=1), lab.spec("lab1", workers=1)]
-    matrix = numpy.ones((64, 128 << 10))  # 64 MiB in slices of 1 MiB
+    if way == "jump host":
+        lab.host("gate", key="host2")
+        lab.write_ssh_config("Host lab1\n  ProxyJump gate\n")
+    transport = "openssh" if way == "openssh" else "fabric"
+    specs = [
+        lab.spec("localhost", "local", workers=1),
+        lab.spec("lab1", transport, workers=1),
+    ]
+    matrix = numpy.ones((16, 1 << 19))  # 64 MiB in slices of 4 MiB
     name = module("def mapfunc(params, rows):\n    return float(rows.sum())\n")
     pids = []
-    with Master(specs, settings=lab.settings(dead_after=3.0, connect_timeout=2.0)) as master:
-        master.wait()
+    with Master(specs, settings=lab.settings(dead_after=3.0, connect_timeout=3.0)) as master:
+        master.wait(20)
         run = Running(master.run, name, None, matrix, slice_size=1)
         try:
             wait_until(lambda: stored(host.run_dir, host.env["JAM_CACHE_DIR"]), "data comes")
             pids = stop_sshd(host)
             assert run.result(30) == matrix.sum()
+            assert any("lab1 was lost: silent" in note for note in master.last_run.notes)
+            wait_until(lambda: "silent" not in master.hosts()[1].note, "it is tried again", 10)
             closing = time.monotonic()
             master.close()
             assert time.monotonic() - closing < 6.0
