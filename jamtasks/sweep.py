@@ -144,7 +144,7 @@ def worker_row(owner: str, data: bytes, silent: bool = False) -> WorkerRow | Non
     if told is None:
         return None
     host, number = names.read_owner(owner)
-    complaints, since = told.get("complaints"), told.get("since")
+    complaints, since, state = told.get("complaints"), told.get("since"), str(told.get("state"))
     notes = [str(told["note"])] if told.get("note") else []
     if isinstance(complaints, dict) and complaints:
         notes += [f"{name!r} is no job: {why}" for name, why in list(complaints.items())[:1]]
@@ -152,8 +152,8 @@ def worker_row(owner: str, data: bytes, silent: bool = False) -> WorkerRow | Non
         name=f"w{number}",
         host=host,
         pid=_integer(told.get("pid")),
-        state="silent" if silent else str(told.get("state", "")),
-        job=str(told.get("job") or ""),
+        state="silent" if silent else state,
+        job=str(told.get("job") or "") if state == "running" else "",
         since=since if isinstance(since, (int, float)) else 0.0,
         label=str(told.get("label") or ""),
         note="; ".join(notes),

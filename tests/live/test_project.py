@@ -225,23 +225,15 @@ def test_halt_now_kills_what_runs(project, here):
 
 
 def test_halt_soon_lets_running_jobs_end(project, here):
-    wait = "while ! test -e {}; do sleep 0.05; done"
-    project.submit(f"touch slow; {wait.format('go')}", shell=True, priority=1)
-    project.submit(wait.format("slow"), shell=True)
-    project.submit(wait.format("never"), shell=True, priority=-1, repeat=3)
+    project.submit("echo x >> begun; sleep 2; echo x >> ended", shell=True, repeat=4)
+    project.submit("true", priority=1)
     project.hire(1)
-    project.submit("true")
-    said = Told()
-    with dispatching(project, halt="soon,done=1", say=said) as report:
-        wait_until((here / "slow").exists, "the first job runs", SOON)
-        (here / "go").touch()
-        said.wait("Halting")
-        (here / "never").touch()
-        found = report()
-    assert found.done >= 1
-    assert found.left >= 1
-    assert found.failed == 0
-    assert found.halted.endswith("ended")
+    report = project.dispatch(halt="soon,done=1")
+    assert report.halted
+    assert report.left >= 1
+    assert report.done == 1 + len(lines_of(here / "begun"))
+    assert lines_of(here / "begun") == lines_of(here / "ended")
+    assert report.exit_code == 1  # jobs are left
 
 
 def test_without_workers_it_is_said_and_waited(project, here):

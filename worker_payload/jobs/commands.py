@@ -205,8 +205,6 @@ _PLAIN, _SINGLE, _DOUBLE = "plain", "single", "double"
 
 def _shell(line, names, takes):
     # type: (str, Sequence[str], bool) -> Expand
-    if not takes:
-        line += ' "$@"'
     pieces = [
         # $1 is sh's own
         piece.written if isinstance(piece, _Place) and piece.written.startswith("$") else piece
@@ -226,6 +224,8 @@ def _shell(line, names, takes):
                 out.append(str(number) if piece.number else piece.written)
             else:
                 out.append(state.quoted(_references(piece, params, assigned)))
+        if params and not takes:
+            out.append(' "$@"')
         return ("/bin/sh", "-c", "".join(assigned + out), "sh") + tuple(params)
 
     return build
