@@ -147,13 +147,21 @@ class Engine:
                 link.label: link.attached.channel for link in self.links.values() if link.attached
             }
             self.changed.notify_all()
-        for channel in channels.values():
-            channel.close()
+        closers = [
+            threading.Thread(target=channel.close, daemon=True) for channel in channels.values()
+        ]
+        for closer in closers:
+            closer.start()
         now = time.monotonic()
+        for closer in closers:  # all at once: each waits a little for a host that stands still
+            closer.join(max(0.0, now + JOIN_SECONDS - time.monotonic()))
         for label, link in self.links.items():
             link.join(now + (JOIN_SECONDS if label in channels else CLOSE_SECONDS))
         if self._ticker.ident:
             self._ticker.join(JOIN_SECONDS)
+
+    def is_timekeeper(self) -> bool:
+        return threading.current_thread() is self._ticker
 
     def hello(self, spec: HostSpec) -> wire.Hello:
         settings = {"threads": spec.threads, "nice": spec.nice, "env": dict(spec.env)}

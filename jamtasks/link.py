@@ -76,7 +76,7 @@ class Link:
     def _live(self) -> None:
         engine, pause = self.engine, RETRY_FIRST
         while not engine.closing:
-            began = time.monotonic()
+            began, answered = time.monotonic(), self.answered
             again = self._try()
             engine.look_around()  # perhaps it was ended on purpose
             if self.state == "left" or not again:
@@ -86,8 +86,8 @@ class Link:
             else:
                 if isinstance(self.error, AuthenticationError):
                     pause = RETRY_MAX  # its home may not be there yet; sshd counts failures
-                elif time.monotonic() - began > RETRY_MAX:
-                    pause = RETRY_FIRST
+                elif self.answered != answered or time.monotonic() - began > RETRY_MAX:
+                    pause = RETRY_FIRST  # it was of use, or at least there
                 # full of jitter: hosts lost together do not come back together
                 self._hurry.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(RETRY_MAX, pause * 2)
@@ -233,11 +233,13 @@ class Link:
     # --- writing ---------------------------------------------------------------------------
 
     def flush(self, session: Session) -> None:
-        """Write what is queued: small messages from this very thread if nobody else is writing."""
+        """Write what is queued: small messages from this very thread if nobody else is writing.
+
+        Not from the timekeeper's: a host that takes nothing must not keep it from noticing."""
         attached = self.attached
         if attached is None or self.session is not session:
             return
-        if self._writing.acquire(blocking=False):
+        if not self.engine.is_timekeeper() and self._writing.acquire(blocking=False):
             try:
                 while True:
                     with self.engine.lock:
