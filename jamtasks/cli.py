@@ -9,14 +9,22 @@ failed, 2 wrong use or settings, 3 no host could be reached, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from invoke import Collection, Context, Program, task
 from invoke.exceptions import Exit, ParseError
 
 from . import checkout, jobs_cli
 from .console import command, emit, note, show_result, width
+from .errors import UsageError
 from .words import FORM, HOSTS, helps
+
+if TYPE_CHECKING:
+    from .arguments import Output
+    from .report import RunReport
 
 # --- map ---------------------------------------------------------------------------------------
 
@@ -36,6 +44,8 @@ from .words import FORM, HOSTS, helps
         "keep-going": "Do not stop at the first slice that fails; list all that did.",
         "writable": "Let mapfunc write to its slice (a private copy).",
         "speculate": "Compute a slow slice on a second host too, near the end.",
+        "via": "agents (results stream back), or jobs (files in the shared home, by the workers of "
+        "`inv hire`).",
         "task-timeout": "Seconds after which a slice is killed and begun anew, at most 3 times.",
         **FORM,
     },
@@ -56,12 +66,13 @@ def map_(
     writable: bool = False,
     speculate: bool = True,
     task_timeout: str | None = None,
+    via: str = "agents",
     json: bool = False,
     quiet: bool = False,
     debug: bool = False,
 ) -> int:
     """Map a function over data on the hosts, and print the reduced result."""
-    from . import arguments, report
+    from . import arguments
     from .master import Master
     from .progress import Progress
 
@@ -71,7 +82,30 @@ def map_(
     place = arguments.Output(output) if output else None
     arguments.local_imports()
     arguments.check_module_name(module)
+    if via not in ("agents", "jobs"):
+        raise UsageError(f"--via {via}: there is no such way", "write agents or jobs")
     shown = Progress()
+    tell = functools.partial(_tell, module, place, json, quiet)
+    if via == "jobs":
+        from . import via_jobs
+        from .project import Project
+
+        target = arguments.module(module)
+        with contextlib.nullcontext() if quiet else shown:
+            result, ran = via_jobs.run(
+                Project(project, hosts_file=hosts_file, accept_new=accept_new),
+                target,
+                arguments.params(params, target),
+                arguments.dataset(dataset, target),
+                hosts=hosts,
+                slice_size=size,
+                keep_going=keep_going,
+                writable=writable,
+                task_timeout=timeout,
+                progress=shown,
+                say=None if quiet else note,
+            )
+        return tell(target, result, ran)
     with Master(
         hosts,
         project,
@@ -94,24 +128,38 @@ def map_(
                 speculate=None if speculate else False,
                 task_timeout=timeout,
             )
-        ran = master.last_run
         # shown now, not after the connections have been closed
-        if json:
-            emit(report.dumps(ran.json(result)))
-        else:
-            custom = getattr(target, "report", None)
-            if place is None or callable(custom):
-                show_result(result, custom, module)
-        if place is not None:
-            written = place.write(result)
-            if not quiet:
-                note(f"result: {place.path}, {report.size(written)}")
+        return tell(target, result, master.last_run)
+
+
+def _tell(
+    module: str,
+    place: Output | None,
+    json: bool,
+    quiet: bool,
+    target: ModuleType,
+    result: Any,
+    ran: RunReport,
+) -> int:
+    """Print the result and what is to be said of the run; the exit code."""
+    from . import report
+
+    if json:
+        emit(report.dumps(ran.json(result)))
+    else:
+        custom = getattr(target, "report", None)
+        if place is None or callable(custom):
+            show_result(result, custom, module)
+    if place is not None:
+        written = place.write(result)
         if not quiet:
-            for line in [report.summary(ran), *report.run_notes(ran)]:
-                note(line)
-        for line in report.failures(ran.failed):
+            note(f"result: {place.path}, {report.size(written)}")
+    if not quiet:
+        for line in [report.summary(ran), *report.run_notes(ran)]:
             note(line)
-        return 1 if ran.failed else 0
+    for line in report.failures(ran.failed):
+        note(line)
+    return 1 if ran.failed else 0
 
 
 # --- hosts -------------------------------------------------------------------------------------
@@ -177,18 +225,12 @@ def fire(
     Jobs that ran wait again.
 
     inv fire --project sweep --drain"""
-    from . import fleet, report, settings
+    from . import report
+    from .project import Project
 
     both = jobs == map
-    loaded = settings.load(hosts_file, accept_new=accept_new)
-    settings.check_project(project)
-    done = fleet.fire(
-        loaded,
-        loaded.select(hosts),
-        project,
-        agents=map or both,
-        workers=jobs or both,
-        drain=drain,
+    done = Project(project, hosts_file=hosts_file, accept_new=accept_new).fire(
+        hosts, drain=drain, workers=jobs or both, agents=map or both
     )
     emit(report.dumps(done.json()) if json else report.fire_table(done, width()))
     if not quiet:
