@@ -18,6 +18,7 @@ from .ledger import Ledger, content_of_job
 from .parameters import pod_size
 
 _IN_MEMORY = 64 << 20  # bytes of encoded jobs, then a file: how many there are decides their pods
+_BLOCK = 1000
 
 
 @dataclass
@@ -63,10 +64,11 @@ class Submission:
         ):
             run = _Run(plan, priority, first)
             self._runs.append(run)
-        write, encode, count = self._spool.write, lines.write_job, 0
-        for job in jobs:
-            write(encode(job))
-            count += 1
+        jobs = iter(jobs)
+        count = 0
+        while block := [lines.write_job(job) for job in itertools.islice(jobs, _BLOCK)]:
+            self._spool.write(b"".join(block))
+            count += len(block)
         run.count += count
         self.jobs += count
         self._last = run.first + run.count - 1

