@@ -9,6 +9,7 @@ that is scheduled late is one that was thought dead; so both are among the histo
 from __future__ import annotations
 
 import gc
+import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
@@ -152,17 +153,29 @@ def drop_plan(name: str) -> bytes:
     return lines.write_pod(PLAN._replace(kind="drop", name=name), [[]])
 
 
-def worker(steps: Any, number: int, rounds: int, give: bool, together: bool) -> Step:
-    """Claims, runs and commits so many pods, and gives back the tail of each that it can.
+def worker(
+    steps: Any, number: int, rounds: int, give: bool, together: bool, batch: int = 1
+) -> Step:
+    """Claims and runs so many pods, gives back the tail of each that it can, and commits so many
+    at a time.
 
     together: begin and result of a job are one step, which makes the model smaller."""
     owner = owner_name(number)
+    held = []
     for turn in range(rounds):
         name = yield Choose(names.QUEUE)
-        yield from work_on(steps, name, owner, number * 16 + turn, give, together)
+        pod = yield from work_on(steps, name, owner, number * 16 + turn, give, together)
+        if pod is not None:
+            held.append(pod)
+        if held and (len(held) == batch or turn == rounds - 1):
+            yield from steps.commit(held, owner)
+            held = []
 
 
-def work_on(steps: Any, name: str, owner: str, nonce: int, give: bool, together: bool) -> Step:
+def work_on(
+    steps: Any, name: str, owner: str, nonce: int, give: bool = False, together: bool = True
+) -> Step:
+    """Returns the pod, whose jobs have ended; None if it is not the owner's."""
     pod = names.read_pod(name)
     if pod is None:
         identity = names.new_pod(0, dropped=True, ticket=f"d{nonce:011x}")
@@ -171,7 +184,7 @@ def work_on(steps: Any, name: str, owner: str, nonce: int, give: bool, together:
         held = yield from steps.claim(pod, owner)
     data = None if held is None else (yield Read(names.claimed(held)))
     if data is None:
-        return
+        return None
     plan, jobs = lines.read_pod(data)
     cut = yield from steps.read_cut(held)
     for index in range(len(jobs)):
@@ -180,14 +193,14 @@ def work_on(steps: Any, name: str, owner: str, nonce: int, give: bool, together:
             child = names.child_of(held.pod)[:-12] + f"c{nonce:011x}"
             held = yield from steps.give_back(held, index, plan, jobs, child)
             if held is None:
-                return
+                return None
         if index >= held.jobs or index in cut.results:
             continue
         begun = lines.begin(held, index, 1.0)
         ended = lines.result(held, index, lines.Result(0, 0, 1.0, 1.0))
         for data in [begun + ended] if together else [begun, ended]:
             yield Append(names.results(owner), data)
-    yield from steps.commit([held], owner)
+    return held
 
 
 def sweeper(steps: Any, number: int, rounds: int) -> Step:
@@ -238,26 +251,40 @@ def recover(tree: Tree, steps: Any, histories: Iterable[Any]) -> Tree:
     """Everybody died. One who comes then must find each job, and record it exactly once.
 
     histories: what may be recorded in the end: one, if all jobs were there from the beginning."""
-    tree = dict(tree)
-    owner = owner_name(9)
-    for turn in range(9):
-        run(tree, steps.publish_all())
-        for path in within(tree, names.CLAIMED):
-            pod = names.read_pod(posixpath.basename(path))
-            run(tree, steps.sweep(pod, f"{9:08x}{pod.ticket[-4:]}{turn:04x}"))
-        waiting = within(tree, names.QUEUE)
-        for number, path in enumerate(waiting):
-            nonce = 0x90000 + turn * 256 + number
-            run(tree, work_on(steps, posixpath.basename(path), owner, nonce, False, True))
-        if not waiting and not within(tree, names.CLAIMED):
-            break
-    else:
-        raise Violation("what is left comes to no end")
+    tree = settle(tree, steps)
     found = committed(tree)
     again = [tree[DROPPED_AGAIN]] if DROPPED_AGAIN in tree else []
     if found not in (Counter([*jobs, *again]) for jobs in histories):
         raise Violation(f"recorded in the end: {dict(found)}")
     return tree
+
+
+def settle(tree: Tree, steps: Any) -> Tree:
+    """What one who is worker and sweeper makes of it, alone and whole."""
+    tree = dict(tree)
+    owner = owner_name(9)
+    for _ in range(9):
+        run(tree, steps.publish_all())
+        for pod in claims(tree):
+            run(tree, steps.sweep(pod, unused(tree)[:16]))
+        waiting = [p for p in within(tree, names.QUEUE) if not posixpath.basename(p)[0] == "."]
+        for path in waiting:
+            nonce = int(unused(tree)[:11], 16)
+            held = run(tree, work_on(steps, posixpath.basename(path), owner, nonce))
+            run(tree, steps.commit([] if held is None else [held], owner))
+        if not waiting and not claims(tree):
+            return tree
+    raise Violation("what is left comes to no end")
+
+
+def claims(tree: Tree) -> list[Pod]:
+    found = [names.read_pod(posixpath.basename(path)) for path in within(tree, names.CLAIMED)]
+    return [pod for pod in found if pod is not None]
+
+
+def unused(tree: Tree) -> str:
+    """Hex digits that are the same for the same tree, and others for any that comes of it."""
+    return hashlib.sha256("\n".join(sorted(tree)).encode()).hexdigest()
 
 
 # --- every interleaving ------------------------------------------------------------------------

@@ -97,19 +97,16 @@ class Files:
 
     def _rename(self, source, target):
         # type: (str, str) -> bool
-        top = self._top
-        for pause in PAUSES + (None,):
-            self.counted += 1
+        def rename():
+            # type: () -> bool
             try:
-                self._os.rename(top + source, top + target)
-                return True
-            except OSError as error:
-                if self._there(target):
-                    return True
-                if error.errno in GONE:
-                    return False
-                self._wait_or_raise(source, error, pause)
-        raise AssertionError("unreachable")
+                self._os.rename(self._top + source, self._top + target)
+            except OSError:
+                if not self._there(target):
+                    raise
+            return True
+
+        return bool(self._tried(source, rename))
 
     def _there(self, path):
         # type: (str) -> bool
@@ -134,15 +131,27 @@ class Files:
     def _tried(self, path, call):
         # type: (str, Callable[[], Any]) -> Any
         """What call returns; None where the file is gone. Tries again what may pass."""
+        stale = False
         for pause in PAUSES + (None,):
             self.counted += 1
             try:
                 return call()
             except OSError as error:
+                if error.errno == errno.ESTALE and not stale:
+                    stale = True  # it may be the folder's handle that is: it is looked up anew
+                    continue
                 if error.errno in GONE:
                     return None
                 self._wait_or_raise(path, error, pause)
         return None
+
+    def _needed(self, path, call):
+        # type: (str, Callable[[], Any]) -> Any
+        """The same, where the file can not be gone."""
+        found = self._tried(path, call)
+        if found is None:
+            raise Trouble(path, OSError(errno.ENOENT, "gone, and it was to stay"))
+        return found
 
     def _list(self, folder):
         # type: (str) -> List[str]
@@ -168,10 +177,7 @@ class Files:
             except FileExistsError:
                 return False
 
-        made = self._tried(path, make)
-        if made is None:
-            raise Trouble(path, OSError(errno.ENOENT, "the project's folder is gone"))
-        return bool(made)
+        return bool(self._needed(path, make))
 
     def _remove_folder(self, path):
         # type: (str) -> str
@@ -204,10 +210,8 @@ class Files:
         folder, name = os.path.split(path)
         aside = os.path.join(folder, "." + layout.aside("new"))
         try:
-            self._tried(aside, lambda: self._fill(aside, data, True))
-            made = self._tried(path, lambda: self._link(aside, path))
-            if made is None:
-                raise Trouble(path, OSError(errno.ENOENT, "the project's folder is gone"))
+            self._needed(aside, lambda: self._fill(aside, data, True))
+            made = self._needed(path, lambda: self._link(aside, path))
         finally:
             try:
                 self._os.unlink(self._top + aside)
@@ -235,7 +239,7 @@ class Files:
 
     def _write(self, path, data):
         # type: (str, bytes) -> None
-        self._tried(path, lambda: self._fill(path, data, False))
+        self._needed(path, lambda: self._fill(path, data, False))
 
     def _fill(self, path, data, sync):
         # type: (str, bytes, bool) -> bool
@@ -253,16 +257,20 @@ class Files:
 
     def _sync_folder(self, folder):
         # type: (str) -> None
-        paths = [os.path.join(folder, name) for name in self._list(folder)]
-        with ThreadPoolExecutor(SYNC_THREADS) as threads:
-            for _ in threads.map(self._sync_path, paths):
-                pass
+        found = self._needed(folder, lambda: self._os.listdir(self._top + folder))
+        paths = [os.path.join(folder, name) for name in found]
+        if len(paths) > SYNC_THREADS:
+            with ThreadPoolExecutor(SYNC_THREADS) as threads:
+                list(threads.map(self._sync_path, paths))
+        else:
+            for path in paths:
+                self._sync_path(path)
         self._sync_path(folder)
 
     def _sync_path(self, path):
         # type: (str) -> None
         def sync():
-            # type: () -> None
+            # type: () -> bool
             fd = self._os.open(self._top + path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 self._os.fsync(fd)
@@ -271,8 +279,9 @@ class Files:
                     raise
             finally:
                 os.close(fd)
+            return True
 
-        self._tried(path, sync)
+        self._needed(path, sync)
 
     # --- files that grow -------------------------------------------------------------------
 
@@ -280,17 +289,17 @@ class Files:
         # type: (str, bytes) -> None
         grown = self._grown.get(path)
         if grown is None:
-            grown = self._tried(path, lambda: _Grown(self, path))
-            if grown is None:
-                raise Trouble(path, OSError(errno.ENOENT, "the project's folder is gone"))
-            self._grown[path] = grown
+            grown = self._grown[path] = self._needed(path, lambda: _Grown(self, path))
         grown.append(data)
 
     def _sync(self, path):
         # type: (str) -> None
         grown = self._grown.get(path)
-        if grown is not None and grown.sync():
-            self._sync_path(os.path.dirname(path))
+        if grown is not None:
+            grown.sync()
+            if grown.new:
+                self._sync_path(os.path.dirname(path))
+                grown.new = False
 
 
 class _Grown:
@@ -315,38 +324,24 @@ class _Grown:
         self._size = self._base
         self._fresh = []  # type: List[bytes]
         self._torn = True  # a last line may be
-        self._new = True  # and its name is perhaps not yet on disk
+        self.new = True  # its name may not yet be on disk
 
     def append(self, data):
         # type: (bytes) -> None
-        try:
-            if not self._torn and self._system.write(self.fd, data) == len(data):
-                self._fresh.append(data)
-                self._size += len(data)
-                return
-        except OSError:
-            pass  # the reason shows when it is tried again
         self._again(lambda: self._write_all(data))
         self._fresh.append(data)
         self._size += len(data)
 
     def sync(self):
-        # type: () -> bool
-        """Whether the folder is to be synced too, because the file is new."""
+        # type: () -> None
         if self._fresh:
-            try:
-                self._system.fsync(self.fd)
-            except OSError:
-                self._torn = True
-                self._again(lambda: self._system.fsync(self.fd))
+            self._again(self._flush)
             self._base = self._size
             self._fresh = []
-        new, self._new = self._new, False
-        return new
 
     def _again(self, act):
         # type: (Callable[[], Any]) -> None
-        """Act on a file that holds its whole lines and no more. Raises Full or Trouble and leaves
+        """Acts on a file that holds its whole lines and no more. Raises Full or Trouble and leaves
         it so, as far as that can be done now."""
         for pause in PAUSES + (None,):
             try:
@@ -354,8 +349,6 @@ class _Grown:
                     self._system.ftruncate(self.fd, self._base)
                     self._write_all(b"".join(self._fresh))
                     self._torn = False
-                else:
-                    self._system.ftruncate(self.fd, self._size)
                 act()
                 return
             except OSError as error:
@@ -364,6 +357,14 @@ class _Grown:
                 except OSError:
                     self._torn = True
                 self._files._wait_or_raise(self._path, error, pause)
+
+    def _flush(self):
+        # type: () -> None
+        try:
+            self._system.fsync(self.fd)
+        except OSError:
+            self._torn = True
+            raise
 
     def _write_all(self, data):
         # type: (bytes) -> None

@@ -265,6 +265,12 @@ def tail(found):
     return os.path.join(TAILS, found.name())
 
 
+def map_call(ticket):
+    # type: (str) -> str
+    """The folder of a map call that job workers do."""
+    return os.path.join(DATA, ticket)
+
+
 def submitted(ticket):
     # type: (str) -> str
     return os.path.join(SUBMITTED, ticket)

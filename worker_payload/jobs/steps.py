@@ -103,7 +103,8 @@ class RemoveFolder(NamedTuple):
 def submit(pods, ticket):
     # type: (Iterable[Tuple[Pod, bytes]], str) -> Steps
     """Makes pods visible: all of them, or, if it dies before the rename of their folder, none.
-    Returns how many. pods may be an iterator, of which one is held at a time. ticket: new_ticket().
+    Returns how many; 0 if the server would not show their folder: then discard it, and say so.
+    pods may be an iterator, of which one is held at a time. ticket: new_ticket().
 
     If it dies after that rename, publish_all completes it."""
     hidden, whole = names.submitted("." + ticket), names.submitted(ticket)
@@ -113,7 +114,8 @@ def submit(pods, ticket):
         yield Write(names.within(hidden, pod.name()), data)
         count += 1
     yield SyncFolder(hidden)
-    yield Rename(hidden, whole)
+    if not (yield Rename(hidden, whole)) and not (yield Rename(hidden, whole)):
+        return 0
     yield from publish(ticket)
     return count
 
@@ -122,9 +124,11 @@ def publish(ticket):
     # type: (str) -> Steps
     """Moves the pods of a whole submission into the queue; any number may do so at once."""
     folder = names.submitted(ticket)
-    for name in sorted((yield List(folder))):
-        yield Rename(names.within(folder, name), names.dropped(name))
-    yield RemoveFolder(folder)
+    for _ in range(3):  # a listing or a rename may have failed
+        for name in sorted((yield List(folder))):
+            yield Rename(names.within(folder, name), names.dropped(name))
+        if (yield RemoveFolder(folder)) != "full":
+            break
 
 
 def discard(ticket):
