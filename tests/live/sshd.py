@@ -44,6 +44,10 @@ def keygen(path: Path, kind: str = "ed25519", comment: str = "test") -> Path:
     return path
 
 
+def sshd_program() -> str:
+    return shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or "sshd"
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -87,8 +91,7 @@ class Host:
             config.write_text("\n".join(self._config()) + "\n")
             with open(self.folder / "sshd.log", "ab") as log:
                 self.process = subprocess.Popen(
-                    [shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or "sshd",
-                     "-D", "-e", "-f", config],
+                    [sshd_program(), "-D", "-e", "-f", config],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 )  # fmt: skip
             wait_until(self._answers_or_ended, f"sshd of {self.name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from sshd import sshd_program
 
 from jamtasks import Master
 
@@ -17,7 +18,7 @@ TRIPPED = ("MaxStartups", "drop connection", "no more sessions", "penalty", "Too
 def limits() -> tuple[str, ...]:
     """LIMITS, and penalties where this sshd knows them."""
     known = subprocess.run(
-        ["sshd", "-t", "-f", "/dev/null", "-h", "/dev/null", "-o", "PerSourcePenalties=yes"],
+        [sshd_program(), "-t", "-f", "/dev/null", "-h", "/dev/null", "-o", "PerSourcePenalties=yes"],
         capture_output=True, text=True,
     ).stderr  # fmt: skip
     return LIMITS if "Bad configuration" in known else (*LIMITS, "PerSourcePenalties yes")

@@ -56,7 +56,7 @@ def test_workers_that_die_are_counted_each_with_its_reason(lab, module, tmp_path
         (group / "memory.limit_in_bytes").write_text(str(48 << 20))
     name = module(
         f"""
-        import ctypes, os, signal, sys
+        import ctypes, os, signal, sys, time
         def die(item):
             sys.stderr.write("last words of %d\\n" % item)
             if item == 2:
@@ -72,6 +72,7 @@ def test_workers_that_die_are_counted_each_with_its_reason(lab, module, tmp_path
                     tasks.write(str(os.getpid()))
                 kept = [bytearray(b"x" * (1 << 20)) for _ in range(200)]
         def mapfunc(folder, items):
+            time.sleep(0.02)  # so that none waits in a worker's hand behind another
             if items[0] in (2, 4, 6, 8):
                 try:
                     os.close(os.open(folder + "/once%d" % items[0], os.O_CREAT | os.O_EXCL))
