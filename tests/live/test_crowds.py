@@ -18,8 +18,8 @@ TRIPPED = ("MaxStartups", "drop connection", "no more sessions", "penalty", "Too
 def limits() -> tuple[str, ...]:
     """LIMITS, and penalties where this sshd knows them."""
     known = subprocess.run(
-        [sshd_program(), "-t", "-f", "/dev/null", "-h", "/dev/null", "-o", "PerSourcePenalties=yes"],
-        capture_output=True, text=True,
+        [sshd_program(), "-t", "-f", "/dev/null", "-h", "/dev/null",
+         "-o", "PerSourcePenalties=yes"], capture_output=True, text=True,
     ).stderr  # fmt: skip
     return LIMITS if "Bad configuration" in known else (*LIMITS, "PerSourcePenalties yes")
 
