@@ -181,7 +181,7 @@ class Master:
             began = time.monotonic()
             bundle = modules.bundle(module)
             data = datasets.as_dataset(dataset) if dataset is not None else None
-            encoded = _encode_params(params)
+            encoded = encode_params(params)
             # without data the workers that are there now are all that will be called
             links = self._engine.wait_ready(self.settings.connect_timeout, hurry=data is not None)
             slices = None
@@ -251,7 +251,7 @@ class Master:
         try:
             began = time.monotonic()
             bundle = modules.bundle(module, function)
-            encoded = _encode_params(None)
+            encoded = encode_params(None)
             links = self._engine.wait_ready(self.settings.connect_timeout, hurry=True)
             self._check_modules(bundle, None, encoded, links)
             call = self._span_call(bundle, encoded, options, False, speculate, None)
@@ -709,7 +709,7 @@ class _Params:
             self.begin_digest = codec.blob_digest(self.parts)
 
 
-def _encode_params(params: Any) -> _Params:
+def encode_params(params: Any) -> _Params:
     try:
         return _Params(codec.encode(params))
     except codec.EncodeError as error:
@@ -722,7 +722,7 @@ def _decoder(
     bundle: Bundle, host: str, first: int, count: int
 ) -> Callable[[Sequence[Buffer]], Any]:
     if not count:
-        return functools.partial(_decode, bundle.modules, host, first)
+        return functools.partial(decode, bundle.modules, host, first)
     return functools.partial(_decode_span, bundle.modules, host, first, count)
 
 
@@ -730,7 +730,7 @@ def _decode_span(
     modules: dict[str, ModuleType], host: str, first: int, count: int, segments: Sequence[Buffer]
 ) -> list[Any]:
     whose = f"the answer of one of slices {first} to {first + count - 1}"
-    values = _decode(modules, host, first, segments[1:], "its answer" if count == 1 else whose)
+    values = decode(modules, host, first, segments[1:], "its answer" if count == 1 else whose)
     if type(values) is not list or len(values) != count:
         raise TaskFailed(
             host=host, slice=first, type="DecodeError",
@@ -739,7 +739,7 @@ def _decode_span(
     return values
 
 
-def _decode(
+def decode(
     modules: dict[str, ModuleType],
     host: str,
     task: int,

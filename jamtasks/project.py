@@ -239,7 +239,7 @@ class Project:
         if count is not None and count < 1:
             raise UsageError(f"hire at least 1 worker, not {count}", "to end workers: fire")
         identity = job_files.prepare(self.path)
-        loaded = self._settings()
+        loaded = self.settings()
         specs = loaded.select(hosts)
         self._specs.update((spec.label, spec) for spec in specs)
         place = os.path.abspath(cwd or os.curdir)
@@ -296,7 +296,7 @@ class Project:
 
         hosts: None: all where workers were hired, and with agents all that are configured. drain:
         let each end its current job. agents: the map plane's agents of this project too."""
-        loaded = self._settings()
+        loaded = self.settings()
         hired = self._hired()
         strangers: list[FireRow] = []
         if hosts is not None:
@@ -353,7 +353,7 @@ class Project:
         fold = folding.reducer(reduce)
         files = self._files()
         log = JobLog(os.fspath(joblog), joblog_append) if joblog is not None else None
-        crew = Crew(self._wanted, self._hire_again, lambda soon: self.fire(drain=soon))
+        crew = Crew(self.wanted, self._hire_again, lambda soon: self.fire(drain=soon))
         called = False
 
         def all_ended(outcome: Outcome) -> None:
@@ -410,13 +410,14 @@ class Project:
             notes=outcome.notes,
         )
 
-    def _wanted(self) -> dict[str, int]:
+    def wanted(self) -> dict[str, int]:
+        """How many workers were hired, by the label of their host."""
         return {label: entry["count"] for label, entry in self._hired().items()}
 
     def _hire_again(self, label: str, count: int) -> HireReport:
         """For the dispatcher: as it was hired before."""
         entry = self._hired().get(label, {})
-        loaded = self._settings()
+        loaded = self.settings()
         identity = job_files.prepare(self.path)
         cwd = str(entry.get("cwd") or self.path)
         spec = self._spec(loaded, label)
@@ -506,7 +507,8 @@ class Project:
             raise JamError(f"the project's folder cannot be used: {error}") from None
         return Files(self.path)
 
-    def _settings(self) -> Settings:
+    def settings(self) -> Settings:
+        """The hosts, as they are configured for this project."""
         if self._given is not None:
             return self._given
         loaded = configured.load(self._hosts_file, accept_new=self._accept_new)

@@ -6,6 +6,7 @@
     probe MARKER PROJECT                   say what this host is
     serve PROJECT [last]                   keeper and agent; what attach starts
     work PROJECT NUMBER                    keeper and job worker; what hire starts
+    slice FOLDER INDEX POINTER             map one slice of a call that is done by job workers
 
 MARKER announces what the master should read: MARKER:R before it, or MARKER:X and why not. fire and
 hire then read one line of JSON, what exactly is wanted. Their answer is one line of JSON too; one
@@ -36,6 +37,10 @@ def main(argv=None):
         from worker_payload.jobs import work
 
         return work.work(layout.run_dir(), _project(arguments[0]), int(arguments[1]))
+    if verb == "slice" and len(arguments) == 3:
+        from worker_payload.jobs import mapping
+
+        return mapping.main(arguments[0], int(arguments[1]), arguments[2])
     if verb not in ("attach", "fire", "hire", "probe") or len(arguments) < 2:
         sys.stderr.write(__doc__ or "")
         return 2

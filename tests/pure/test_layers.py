@@ -22,13 +22,13 @@ LAYERS = {
     "presence": 1, "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3,
     "spans": 1, "link": 3.5, "engine": 4, "feeding": 4.5,
-    "dispatch": 4, "master": 5, "fleet": 5, "project": 5.05,
+    "dispatch": 4, "master": 5, "fleet": 5, "project": 5.05, "via_jobs": 5.06,
     "arguments": 5.1, "words": 5.1, "progress": 5.1, "console": 5.2, "job_progress": 5.2,
     "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,
     "cli": 6,
 }  # fmt: skip
 SHARED = {"wire", "codec", "layout"} | {  # what the master may use of the payload
-    f"jobs.{name}" for name in "names lines files steps commands leases".split()
+    f"jobs.{name}" for name in "names lines files steps commands leases mapping".split()
 }
 # Loaded by functions when they need them: `inv --list` pays for none of these.
 HEAVY = {"fabric", "paramiko", "numpy", "rich", "yaml", "scipy", "sklearn"}

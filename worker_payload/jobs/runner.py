@@ -5,7 +5,7 @@ import os
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from worker_payload.jobs import commands, lines, names, process
+from worker_payload.jobs import commands, lines, mapping, names, process
 from worker_payload.jobs.lines import Plan, Result
 from worker_payload.jobs.names import Pod
 
@@ -21,6 +21,7 @@ class Runner(object):
         # type: (str, str, str, str, Dict[bytes, bytes]) -> None
         self.processes = process.Processes()
         self._root = root
+        self._owner = owner
         self._hired = hired
         self._environ = dict(environ)
         self._environ[b"JAM_PROJECT"] = project.encode("ascii")
@@ -129,6 +130,8 @@ class Jobs(object):
             except OSError as error:
                 message = "cannot run in %s: %s" % (plan.cwd, error.strerror)
                 return _unable(began, tries, message, 126)
+            if plan.kind == "map":
+                return self._map(int(params[0]), began, tries, meanwhile)
             argv = list(commands.expand(plan, params, number, self.path))
             if plan.logfile:
                 try:
@@ -153,6 +156,16 @@ class Jobs(object):
         if plan.percent:
             runner._learn(plan, result)
         return result
+
+    def _map(self, index, began, tries, meanwhile):
+        # type: (int, float, int, Any) -> Result
+        """A slice of a map call: its answer lies in a file, which the result names."""
+        runner = self._runner
+        folder = os.path.join(runner._root, names.map_call(self._plan.name))
+        pointer = mapping.pointer(folder, index, runner._owner)
+        argv = mapping.command(folder, index, pointer)
+        result = self._run(argv, began, tries, runner._out, runner._err, meanwhile)
+        return result if result.failed else result._replace(data=mapping.follow(pointer))
 
     def _run(self, argv, began, tries, out, err, meanwhile):
         # type: (List[str], float, int, int, int, Any) -> Result
