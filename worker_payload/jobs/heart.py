@@ -16,7 +16,6 @@ from worker_payload.jobs import names
 
 EVERY = 10.0
 STATE_EVERY = 1.0  # seconds between heartbeats for changes of state
-LAPSE = 45.0  # half of what others wait: who is late gives up before its jobs are given away
 STATES = ("idle", "running", "held", "ending")
 LAPSED = signal.SIGUSR2  # to the main thread: nobody can know any more that we live
 _SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, LAPSED]
@@ -34,9 +33,10 @@ def clock():
 class Heart(object):
     """root: the project's folder. about: what each heartbeat says that does not change. pipe: EOF
     there is the keeper's end. give_up: ends all that this worker started, and itself; called when
-    the main thread does not end though it was told to."""
+    the main thread does not end though it was told to. every: seconds between heartbeats. lapse:
+    seconds after the last one that could be written, after which the worker has to give up."""
 
-    def __init__(self, root, owner, about, pipe, give_up, every=EVERY, lapse=LAPSE):
+    def __init__(self, root, owner, about, pipe, give_up, every, lapse):
         # type: (str, str, Dict[str, Any], int, Callable[[], None], float, float) -> None
         self._path = os.path.join(root, names.heartbeat(owner))
         self._about = dict(about, owner=owner)

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any, Dict, Optional
 
-from worker_payload import keeper, layout, procs
+from worker_payload import keeper, layout, limits, procs
 from worker_payload.jobs import names
 
 HIRED = "JAM_HIRED"  # in the environment of a keeper: what `hire` was told, as JSON
@@ -55,9 +55,8 @@ class Log(object):
         """Whether a line about a single job would be written now."""
         now = time.monotonic()
         if now - self._since >= 1.0:
-            more, self._more, self._since, self._left = self._more, 0, now, _SMALL
-            if more:
-                self("(%d more lines)" % more)
+            self._since, self._left = now, _SMALL
+            self.pause()
         return self._left > 0
 
     def small(self, text):
@@ -68,6 +67,13 @@ class Log(object):
             self(_printable(text))
         else:
             self._more += 1
+
+    def pause(self):
+        # type: () -> None
+        """There is nothing to do: what was left out is counted now."""
+        more, self._more = self._more, 0
+        if more:
+            self("(%d more lines)" % more)
 
     def take_standard_streams(self):
         # type: () -> None
@@ -211,7 +217,7 @@ class _Kept(object):
 
     def _child(self, pipe):
         # type: (int) -> int
-        from worker_payload.jobs import drops, files, heart, runner, view, worker
+        from worker_payload.jobs import drops, files, heart, leases, runner, view, worker
 
         hired = str(self._told.get("cwd") or "") or os.environ.get("HOME") or "/"
         project_files = files.Files(self._root)
@@ -223,9 +229,20 @@ class _Kept(object):
             "keeper": os.getppid(),
             "project": self._project,
             "cwd": hired,
+            "cpus": limits.cpus(),
+            "python": "%d.%d.%d" % sys.version_info[:3],
             "started": round(time.time(), 3),
         }
-        beat = heart.Heart(self._root, self._owner, about, pipe, self._give_up)
+        lease = float(os.environ.get("JAM_LEASE") or leases.LEASE)
+        beat = heart.Heart(
+            self._root,
+            self._owner,
+            about,
+            pipe,
+            self._give_up,
+            min(heart.EVERY, lease / 9),
+            lease / 2,  # who is late gives up before its jobs are given away
+        )
         queue = os.path.join(self._root, names.QUEUE)
         dropped = drops.Drops(queue, project_files.network, hired)
         environ = dict(os.environb)

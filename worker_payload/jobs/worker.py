@@ -121,7 +121,8 @@ class Worker(object):
         if not self._held and not self._claim(0.0):
             self._commit()
             self._heart.tell("idle")
-            if not self._claim(time.monotonic() + _LOOK):
+            self._say.pause()
+            if not self._claim(time.monotonic() + min(_LOOK, self._idle)):
                 self._alone()
                 return
         now = time.monotonic()
