@@ -99,9 +99,9 @@ class Link:
         try:
             attached = engine.attach(self.spec)
         except HostError as error:
-            lost = self.state == "lost"
+            lost = self.state == "lost" and not isinstance(error, HostKeyError)
             self._fail(error, "lost" if lost else "unreachable")
-            return error.retry or (lost and not isinstance(error, HostKeyError))
+            return error.retry or lost
         except Exception as error:  # a bug or a broken machine must not look like a hang
             self._fail(HostError(self.label, f"{type(error).__name__}: {error}"), "unreachable")
             return False
