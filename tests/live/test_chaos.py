@@ -237,7 +237,7 @@ def test_the_same_answer_whatever_breaks(lab, module, monkeypatch, capsys):
     name = module(MODULE)
     settings = lab.settings(dead_after=3.0, connect_timeout=4.0)
     with Master(specs, settings=settings, on_notice=lambda text: None) as master:
-        master.wait()
+        master.wait(60)
         expected = master.run(name, 0.0, data, slice_size=1)
         assert expected[0] == count
         chaos = Chaos(hosts, schedule(SEED, 2 * SECONDS, len(hosts)))

@@ -40,7 +40,7 @@ def two(lab):
     host = lab.host("lab1")
     specs = [lab.spec("localhost", "local", workers=1), lab.spec("lab1", workers=2)]
     with Master(specs, settings=lab.settings(dead_after=3.0, connect_timeout=3.0)) as master:
-        master.wait()
+        master.wait(60)
         yield host, master
 
 
@@ -199,7 +199,7 @@ def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
     name = module("def mapfunc(params, rows):\n    return float(rows.sum())\n")
     pids = []
     with Master(specs, settings=lab.settings(dead_after=3.0, connect_timeout=3.0)) as master:
-        master.wait(20)
+        master.wait(60)
         run = Running(master.run, name, None, matrix, slice_size=1)
         try:
             wait_until(lambda: stored(host.run_dir, host.env["JAM_CACHE_DIR"]), "data comes")
@@ -223,7 +223,7 @@ def test_when_all_hosts_are_gone_the_run_waits_and_then_names_each(lab, ssh, mod
     told = []
     settings = lab.settings(give_up_after=2.0)
     with Master(specs, settings=settings, on_notice=told.append) as master:
-        master.wait()
+        master.wait(60)
         run = Running(master.run, module(GATED), str(tmp_path), list(range(8)), slice_size=1)
         wait_until(lambda: (tmp_path / "at-lab1").exists() and (tmp_path / "at-lab2").exists())
         for host in hosts:
@@ -243,7 +243,7 @@ def test_when_all_hosts_are_gone_the_run_waits_and_then_names_each(lab, ssh, mod
 def test_a_host_that_comes_back_while_the_run_waits(lab, ssh, module, tmp_path):
     host = lab.host("lab1")
     with Master([lab.spec("lab1", ssh, workers=2)], settings=lab.settings()) as master:
-        master.wait()
+        master.wait(60)
         run = Running(master.run, module(GATED), str(tmp_path), list(range(8)), slice_size=1)
         wait_until((tmp_path / "at-lab1").exists, "it works")
         host.stop()
@@ -318,7 +318,7 @@ def test_a_full_memory_and_a_full_disk(lab, module, tmp_path, full):
             matrix = numpy.arange(512.0 * 1024).reshape(16, -1)  # 4 MiB in slices of 256 KiB
             params = numpy.zeros(20_000)
             with Master([HostSpec("localhost", transport="local", workers=2)]) as master:
-                master.wait()
+                master.wait(60)
                 for path in {["/dev/shm", lab.here["JAM_RUN_DIR"]][: 1 + (full == "both")]!r}:
                     with open(path + "/others", "wb", 0) as others:
                         try:
