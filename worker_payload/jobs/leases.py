@@ -3,6 +3,9 @@
 Clocks of hosts differ, so nothing that a heartbeat says of time is believed. A heartbeat that has
 not changed for a lease is that of a dead owner. One that changes, but does not list a claim, three
 times running, is that of an owner who has forgotten it.
+
+A reader may have been stopped himself, or cut off, while others went on. So a time in which he did
+not look counts for little: it takes three looks at least to find somebody dead.
 """
 
 import json
@@ -15,13 +18,15 @@ MISSES = 3
 
 
 class _Seen(object):
-    """An owner. beat: its last heartbeat; since: when that was first seen. missed: how often in a
-    row it did not list a claim, by name of the claim."""
+    """An owner. beat: its last heartbeat. looked: when it was last looked at. quiet: for how long
+    it is known not to have changed. missed: how often in a row it did not list a claim, by name of
+    the claim."""
 
-    def __init__(self, beat, since):
+    def __init__(self, beat, now):
         # type: (Optional[bytes], float) -> None
         self.beat = beat
-        self.since = since
+        self.looked = now
+        self.quiet = 0.0
         self.missed = {}  # type: Dict[str, int]
 
 
@@ -37,7 +42,8 @@ class Leases(object):
         """The claims to be taken from the owner. heartbeat: the file's content, freshly read; None
         if there is none. claims: that stand under its name now. now: monotonic.
 
-        To be called again and again, with all claims of the owner each time."""
+        To be called again and again, a few times in a lease, with all claims of the owner each
+        time. A heartbeat that is gone, or was read while it was written, tells nothing."""
         claims = set(claims)
         if not claims:
             self._owners.pop(owner, None)
@@ -47,9 +53,12 @@ class Leases(object):
             seen = self._owners[owner] = _Seen(heartbeat, now)
             self._count(seen, claims)
         elif heartbeat is not None and heartbeat != seen.beat:
-            seen.beat, seen.since = heartbeat, now
+            seen.beat, seen.quiet = heartbeat, 0.0
             self._count(seen, claims)
-        if now - seen.since >= self._lease:
+        else:
+            seen.quiet += min(max(0.0, now - seen.looked), self._lease / 3)
+        seen.looked = now
+        if seen.quiet >= self._lease:
             return claims
         return set(claim for claim in claims if seen.missed.get(claim.name(), 0) >= self._misses)
 
