@@ -76,15 +76,21 @@ def ordered(entries, order):
 
 def home_of(name, hosts):
     # type: (str, Sequence[str]) -> str
-    """The host that takes this name first."""
+    """The host that takes this name first: few names change theirs when a host comes or goes."""
+    return hosts[_best(name, _seeds(hosts))]
+
+
+def _seeds(hosts):
+    # type: (Sequence[str]) -> List[int]
+    return [zlib.crc32(host.encode()) for host in hosts]
+
+
+def _best(name, seeds):
+    # type: (str, List[int]) -> int
     value = zlib.crc32(os.fsencode(name))
-
-    def score(host):
-        # type: (str) -> int
-        mixed = ((value ^ zlib.crc32(host.encode())) * 0x9E3779B1) & 0xFFFFFFFF
-        return ((mixed ^ mixed >> 16) * 0x85EBCA6B) & 0xFFFFFFFF
-
-    return max(hosts, key=score)
+    # a checksum is linear, so without the product two hosts would differ in one way for all names
+    scores = [(value ^ seed) * 0x9E3779B1 & 0xFFFFFFFF for seed in seeds]
+    return scores.index(max(scores))
 
 
 def arranged(entries, host, hosts):
@@ -93,10 +99,11 @@ def arranged(entries, host, hosts):
     if len(hosts) < 2:
         return [(True, key, name) for key, name in entries]
     found = []  # type: List[Tuple[bool, str, str]]
+    seeds, me = _seeds(hosts), list(hosts).index(host)
     size = WINDOW * len(hosts)
     for start in range(0, len(entries), size):
         window = [
-            (home_of(name, hosts) == host, key, name) for key, name in entries[start : start + size]
+            (_best(name, seeds) == me, key, name) for key, name in entries[start : start + size]
         ]
         found += [entry for entry in window if entry[0]]
         found += [entry for entry in window if not entry[0]]
