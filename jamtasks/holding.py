@@ -25,6 +25,7 @@ class Host:
     queue: deque[int] = field(default_factory=deque)
     held: dict[int, float] = field(default_factory=dict)  # task -> when it was assigned
     started: dict[int, float] = field(default_factory=dict)  # of these, what it said is running
+    refused: dict[int, None] = field(default_factory=dict)  # not given back: begun, or about to be
     asked: deque[tuple[int, ...]] = field(default_factory=deque)  # revocations not yet answered
     asking: int = 0  # tasks in them
     answered: bool = True  # since `progress`, which is when it last got on, as far as we looked
@@ -36,7 +37,8 @@ class Host:
 
     def spare(self) -> int:
         """How many tasks it holds that may be revoked, because no worker there is free for them."""
-        return len(self.held) - max(self.workers, len(self.started)) - self.asking
+        begun = len(self.started) + len(self.refused)
+        return len(self.held) - max(self.workers, begun) - self.asking
 
     def begun(self, task: int) -> float:
         """When a task that it holds was started, as far as we know."""
@@ -155,6 +157,8 @@ class Holding:
             return
         if host.started:
             host.started.pop(task, None)
+        if host.refused:
+            host.refused.pop(task, None)
         self._touched[host] = None
         if len(host.held) < host.workers:
             self._idle_workers += 1

@@ -175,12 +175,16 @@ class Scheduler(Holding):
         self._moved.update(task for task in tasks if self._pinned.pop(task, None))
 
     def running(self, host: HostId, tasks: Iterable[int], now: float) -> None:
-        """The host says that these tasks have been started."""
+        """The host says that these tasks have been started, and take a while.
+
+        What was in a hand with one of them is not any more: it may be asked for again."""
         there = self._hosts.get(host)
         if there is not None:
             for task in tasks:
                 if task in there.held:
                     there.started.setdefault(task, now)
+            there.refused.clear()
+            self._spares.grew(there)
 
     def finished(self, host: HostId, task: int, seconds: float | None) -> bool:
         """An answer came, after so many seconds (None: unknown, it failed).
@@ -217,7 +221,8 @@ class Scheduler(Holding):
         return self._kills.get(task, 0)
 
     def revoked(self, host: HostId, tasks: Iterable[int]) -> None:
-        """The host answered the oldest revocation: it gave these back, and has started the rest."""
+        """The host answered the oldest revocation: it gave these back. The rest it has started, or
+        a worker has it in hand behind a task that seemed short."""
         there = self._hosts.get(host)
         if there is not None and there.asked:
             given, asked = set(tasks), there.asked.popleft()
@@ -225,8 +230,8 @@ class Scheduler(Holding):
             self._asking -= len(asked)
             self._spares.grew(there)
             for task in asked:
-                if task in there.held and task not in given:
-                    there.started.setdefault(task, there.held[task])
+                if task in there.held and task not in given and task not in there.started:
+                    there.refused[task] = None
         for task in tasks:
             if 0 <= task < self.tasks and self._release(task, host):
                 self._return(task, host)
@@ -441,7 +446,7 @@ class Scheduler(Holding):
         tasks = (
             task
             for task in reversed(victim.held)
-            if task not in asked and task not in victim.started
+            if not (task in asked or task in victim.started or task in victim.refused)
         )
         return tuple(itertools.islice(tasks, count))
 

@@ -85,6 +85,22 @@ def test_a_task_that_was_started_after_all_is_not_asked_for_again():
     assert all(1 not in action.tasks for action in actions if isinstance(action, Revoke))
 
 
+def test_what_waits_behind_a_task_that_takes_long_is_asked_for_again():
+    sched = Scheduler(4, speculate=False)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    sched.actions(0.0)
+    sched.finished("b", 2, 1e-5)
+    sched.finished("b", 3, 1e-5)
+    assert Revoke("a", (1,)) in sched.actions(0.1)
+    sched.revoked("a", [])  # a worker has it in hand, behind task 0
+    assert Revoke("a", (0,)) in sched.actions(0.1)
+    sched.revoked("a", [])
+    assert not sched.actions(0.2)
+    sched.running("a", [0], 0.3)
+    assert Revoke("a", (1,)) in sched.actions(0.3)
+
+
 def test_a_slow_task_gets_a_second_copy_and_the_first_answer_wins():
     sched = Scheduler(8)
     sched.add_host("a", 1)
@@ -223,7 +239,7 @@ def test_only_the_head_is_handed_out_when_the_fold_is_full():
 
 def test_more_tasks_go_where_there_is_least_to_do():
     sched = Scheduler(0)
-    assert sched.extend(2) == range(0, 2) and sched.left == 2
+    assert sched.extend(2) == range(2) and sched.left == 2
     sched.add_host("a", 1)
     sched.add_host("b", 3)
     sched.extend(6)
