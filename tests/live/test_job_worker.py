@@ -17,7 +17,7 @@ from job_host import RUN, Project, marks, without_screen
 from pythons import pythons
 from sshd import wait_until
 
-from worker_payload.jobs import names
+from worker_payload.jobs import names, steps
 
 SH = ("/bin/sh", "-c")
 
@@ -446,6 +446,19 @@ def test_fire_after_both_were_killed(project, lab):
     assert project.fire()["left"] == 0
     assert not lab.left_behind() and not project.hearts()
     assert len(project.waiting()) == 1 and not project.claimed()
+
+
+def test_an_idle_worker_takes_what_a_dead_host_held(project):
+    """No dispatcher runs; the dead owner's host has another name, and is never heard of again."""
+    project.submit("/bin/true")
+    pod = names.read_pod(project.waiting()[0])
+    owner = names.new_owner("elsewhere", 1)
+    project.do(steps.claim(pod, owner))
+    (project.root / names.heartbeat(owner)).write_text('{"state": "running"}')
+    project.hire(2, env={"JAM_LEASE": "1.5"})
+    (result,) = project.wait(1)
+    assert result.owner != owner and not result.failed
+    assert "no sign of life of " + owner in project.log(1) + project.log(2)
 
 
 def test_a_job_that_kills_its_worker_is_given_up_after_three_losses(project):

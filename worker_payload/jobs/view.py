@@ -15,7 +15,7 @@ import os
 import random
 import time
 import zlib
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from worker_payload import layout
 from worker_payload.jobs import drops, heart, names, steps
@@ -169,18 +169,23 @@ class View(object):
         """Tell whether a name that was taken could be claimed."""
         self._collided = 0 if done else self._collided + 1
 
-    def take(self, most, until):
-        # type: (int, float) -> List[Taken]
+    def take(self, most, until, meanwhile=None, every=15.0):
+        # type: (int, float, Optional[Callable[[Sequence[str]], None]], float) -> List[Taken]
         """Up to so many names, in order. Waits until there are some, or until then (monotonic): 0
-        does not wait at all, and finds nothing while another worker watches."""
+        does not wait at all, and finds nothing while another worker watches. meanwhile(hosts that
+        have workers): called every so many seconds by the one worker of the host that watches."""
         if not self._acquire(until > 0):
             return []
+        duty = time.monotonic() + random.random() * every
         try:
             while True:
                 found = self._take(most)
                 now = time.monotonic()
                 if found or now >= until:
                     return found
+                if meanwhile is not None and now >= duty:
+                    meanwhile(self._head.hosts)
+                    duty = now + every
                 time.sleep(min(self._pause(now), until - now))
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)

@@ -217,7 +217,16 @@ class _Kept(object):
 
     def _child(self, pipe):
         # type: (int) -> int
-        from worker_payload.jobs import drops, files, heart, leases, runner, view, worker
+        from worker_payload.jobs import (
+            drops,
+            files,
+            heart,
+            leases,
+            runner,
+            sweeping,
+            view,
+            worker,
+        )
 
         hired = str(self._told.get("cwd") or "") or os.environ.get("HOME") or "/"
         project_files = files.Files(self._root)
@@ -252,6 +261,7 @@ class _Kept(object):
             view.View(self._run, self._project, project_files, self._host, dropped),
             runner.Runner(self._root, self._project, self._owner, hired, environ),
             beat,
+            sweeping.Watch(project_files, names.host_part(self._host), lease, self._log),
             float(self._told.get("idle") or IDLE),
             self._log,
         )

@@ -20,8 +20,7 @@ _TAIL_FROM = 5.0  # seconds of work from which on a pod is shared with workers t
 _TAIL_EVERY = 5.0
 _BATCH_SECONDS = 0.25  # of work that is claimed at once
 _BATCH_MOST = 32
-_LOOK = 60.0  # seconds for which a worker waits for work before it looks after itself
-_FEED = 10.0
+_LOOK = 300.0  # seconds for which a worker waits for work before it looks after itself
 _CUT_OFF = 200
 
 
@@ -47,15 +46,16 @@ class Held(object):
 
 class Worker(object):
     """owner: under which it claims. idle: seconds without job and dispatcher after which it ends.
-    say(text): its log; say.room(): whether more of the small talk about single jobs is wanted."""
+    watch: over other owners, while there is nothing else to do. say: its log."""
 
-    def __init__(self, project_files, owner, queue, jobs, beat, idle, say):
-        # type: (files.Files, str, view.View, runner.Runner, heart.Heart, float, Any) -> None
+    def __init__(self, project_files, owner, queue, jobs, beat, watch, idle, say):
+        # type: (files.Files, str, view.View, runner.Runner, heart.Heart, Any, float, Any) -> None
         self._files = project_files
         self._owner = owner
         self._view = queue
         self._runner = jobs
         self._heart = beat
+        self._watch = watch
         self._idle = idle
         self._say = say
         self._held = []  # type: List[Held]  # claimed, not begun
@@ -200,7 +200,7 @@ class Worker(object):
         try:
             if self._ending or self._draining:
                 return []
-            return self._view.take(most, until)
+            return self._view.take(most, until, self._watch.look, self._watch.every)
         finally:
             self._waiting = False
 
