@@ -1,8 +1,9 @@
 """The files of a project: does what steps.py yields, for real.
 
 Where a shared home answers late, wrongly or not at all, this is the one place that knows. NFS may
-do a rename and report that it failed: then the unique target is there. It says ESTALE where others
-say ENOENT. A soft mount says EIO or ETIMEDOUT for what passes.
+do a rename and report that it failed: then the unique target is there. It says ESTALE for what
+another removed or renamed: looked up anew, that is ENOENT, or there after all; ESTALE alone proves
+nothing. A soft mount says EIO or ETIMEDOUT for what passes.
 """
 
 import errno
@@ -15,9 +16,8 @@ from typing import Any, Callable, Dict, List, Optional
 from worker_payload import layout
 from worker_payload.jobs import lines, names, steps
 
-GONE = (errno.ENOENT, errno.ESTALE)
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PASSING = (errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOLCK)
+PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOLCK)
 PAUSES = (0.1, 0.5, 2.0)  # before what failed by something that passes is tried again, seconds
 SYNC_THREADS = 8  # a disk writes many files at once quicker than one after the other
 NETWORK = frozenset(
@@ -126,21 +126,18 @@ class Files:
             raise Full(path, error)
         if error.errno not in PASSING or pause is None:
             raise Trouble(path, error)
-        self._sleep(pause)
+        if pause:
+            self._sleep(pause)
 
     def _tried(self, path, call):
         # type: (str, Callable[[], Any]) -> Any
         """What call returns; None where the file is gone. Tries again what may pass."""
-        stale = False
-        for pause in PAUSES + (None,):
+        for pause in (0.0,) + PAUSES + (None,):
             self.counted += 1
             try:
                 return call()
             except OSError as error:
-                if error.errno == errno.ESTALE and not stale:
-                    stale = True  # it may be the folder's handle that is: it is looked up anew
-                    continue
-                if error.errno in GONE:
+                if error.errno == errno.ENOENT:
                     return None
                 self._wait_or_raise(path, error, pause)
         return None
