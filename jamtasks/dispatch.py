@@ -21,15 +21,30 @@ from .errors import JamError, UsageError
 from .job_report import Failures, HireReport, JobRecord, Progress, valid
 from .ledger import Counts, Ledger, Look
 from .report import FireReport
-from .sweep import AllEnded, Halt, Publish, Rate, Refill, Say, Sight, Stop, Sweep, Take
+from .sweep import (
+    NETWORK_WAIT,
+    AllEnded,
+    Halt,
+    Publish,
+    Rate,
+    Refill,
+    Say,
+    Sight,
+    Stop,
+    Sweep,
+    Take,
+    complaints_in,
+)
 
 _PAUSES = {False: (0.05, 1.0), True: (1.0, 3.0)}  # seconds between looks; by "is a network"
 _QUIET_SHARE = 0.1  # of the time since something changed: the pause until the next look
 _COST_SHARE = 10  # times what a look took: the shortest pause
 _HEARTS_EVERY = 10.0
+_HEARTS_FIRST = 1.0  # while nobody is there: whoever is hired now shall be seen soon
 _BEAT_EVERY = 5.0
 _PRESUMED_DEAD = 20.0  # a dispatcher that has not said anything for so long
 _HIRING_ENDS = 90.0
+_QUIET = 1.0  # two looks at an empty folder are enough for one who only watches
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class Dispatcher:
         self._fired: FireReport | None = None
         self._hiring: list[threading.Thread] = []
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._here = Here(files.root)
+        self._here = Here(files.root, keep)
 
     def run(self) -> Outcome:
         """Until all has ended; with keep, until somebody interrupts."""
@@ -140,7 +155,8 @@ class Dispatcher:
 
     def _step(self, look: Look, now: float) -> Outcome | None:
         sight = Sight(now, look)
-        if now - self._hearts_at >= self._hearts_every:
+        often = self._hearts_every if self._sweep.workers else _HEARTS_FIRST
+        if now - self._hearts_at >= often:
             self._hearts_at = now
             sight = replace(sight, hearts=self.ledger.heartbeats(), hired=self._crew.wanted())
         actions = self._sweep.see(sight)
@@ -249,22 +265,22 @@ class Dispatcher:
     # --- another dispatcher --------------------------------------------------------------------
 
     def _watch(self) -> Outcome | None:
-        """Look on while another dispatcher runs; None when there is none. What it reported is the
-        outcome then."""
+        """Look on while another dispatcher runs; None when there is none. The outcome is what it
+        reported or, of one that does not end, what there is when all jobs have ended."""
         told = self._here.other()
         if told is None:
             return None
         self._tell(
             f"{told['host']} (process {told['pid']}) dispatches this project already; watching it"
         )
-        last, since = told, time.monotonic()
+        last, since, quiet = told, time.monotonic(), None
         while True:
             time.sleep(1.0)
             now = time.monotonic()
             told = self._here.read()
             if told.get("state") == "ended" and told.get("nonce") == last.get("nonce"):
                 counts = Counts(*(int(told.get(key, 0)) for key in Counts.__dataclass_fields__))
-                return Outcome(counts, now - self._began, Failures(), watched=True)
+                return Outcome(counts, now - self._began, self._failures, watched=True)
             if told != last:
                 last, since = told, now
             if now - since > _PRESUMED_DEAD or self._here.other() is None:
@@ -272,13 +288,19 @@ class Dispatcher:
                 return None
             with contextlib.suppress(Trouble):
                 look = self.ledger.look()
+                self._record(look)
                 self._show(look.counts, now)
+                waits = look.dropped - complaints_in(self.ledger.heartbeats()).keys()
+                quiet = (quiet or now) if look.empty and not waits else None
+                wait = NETWORK_WAIT if self._files.network else _QUIET
+                if told.get("keep") and quiet is not None and now - quiet >= wait:
+                    return replace(self._outcome(look.counts), watched=True)
 
 
 class Here:
     """The file that says who dispatches."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, keep: bool = False):
         self._path = os.path.join(root, names.DISPATCHER)
         self._told: dict[str, Any] = {
             "host": socket.gethostname(),
@@ -287,6 +309,7 @@ class Here:
             "nonce": names.new_ticket(),
             "since": round(time.time(), 3),
             "state": "running",
+            "keep": keep,
             "beats": 0,
         }
         self._next = 0.0

@@ -227,6 +227,10 @@ class _Missing:
     again: float
     pause: float = _PAUSES[0]
 
+    @property
+    def tried(self) -> bool:
+        return self.pause > _PAUSES[0]
+
 
 # --- the sweep ---------------------------------------------------------------------------------
 
@@ -423,7 +427,7 @@ class Sweep:
             return []
         self._alone, self._told_alone = sight.now, self._told_alone + 1
         option = "" if self._project == "default" else f" --project {self._project}"
-        hosts = some(sorted(self._missing))
+        hosts = some(sorted(label for label, one in self._missing.items() if one.tried))
         if hosts:
             return [Say(f"No worker is there, and hiring anew on {hosts} has not helped so far.")]
         jobs = counted(counts.queued + counts.claimed, "job")
