@@ -10,6 +10,6 @@
 #PBS -l nodes=1:ppn=8 -l walltime=08:00:00
 cd "${SLURM_SUBMIT_DIR:-${PBS_O_WORKDIR:-.}}" || exit
 inv hire 8 --hosts localhost --project brute
-trap 'inv fire --jobs --hosts localhost --project brute; exit' TERM
+trap 'inv fire --jobs --hosts localhost --project brute; kill $!' TERM
 sleep 8h & # the batch system ends what was started here when this script ends
 wait
