@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from worker_payload.jobs import commands, lines, names, steps
 from worker_payload.jobs.files import Files
-from worker_payload.jobs.lines import Cut, Plan, Result
+from worker_payload.jobs.lines import Cut, Plan, Result, Tally
 from worker_payload.jobs.names import Pod
 
 from .job_report import JobRecord
@@ -105,25 +105,11 @@ class _Folder:
             return 0
 
 
-class _Tally:
-    """What an owner's results say of one attempt of a pod: where in the file, and how much."""
-
-    __slots__ = ("begun", "end", "failed", "results", "retried", "start")
-
-    def __init__(self, start: int):
-        self.start = start
-        self.end = start
-        self.results = 0
-        self.failed = 0
-        self.retried = 0
-        self.begun = -1  # index of the job that runs
-
-
 class _Reader:
     """An owner's results, as far as they were read."""
 
     def __init__(self, path: str):
-        self.tallies: dict[tuple[str, int], _Tally] = {}
+        self.tallies: dict[bytes, Tally] = {}
         self._path = path
         self._offset = 0
 
@@ -139,32 +125,15 @@ class _Reader:
                 while block := handle.read(_BLOCK):
                     rest += block
                     end = lines.whole(rest)
-                    self._count(rest[:end])
+                    lines.tally(rest[:end], self._offset, self.tallies)
                     self._offset += end
                     rest = rest[end:]
         except OSError:
             return  # not there yet, or not now: the next look tells
 
-    def _count(self, data: bytes) -> None:
-        base, tallies = self._offset, self.tallies
-        for pod, attempt, index, kind, failed, again, start, end in lines.scan(data):
-            tally = tallies.get((pod, attempt))
-            if tally is None:
-                tally = tallies[pod, attempt] = _Tally(base + start)
-            tally.end = base + end
-            if kind == "begin":
-                tally.begun = index
-                continue
-            if tally.begun == index:
-                tally.begun = -1
-            if kind == "x":
-                tally.results += 1
-                tally.failed += failed
-                tally.retried += again
-
     def read(self, pod: Pod) -> bytes:
         """The part of the file in which the lines of this attempt of the pod stand."""
-        tally = self.tallies.get((pod.pod, pod.attempt))
+        tally = self.tallies.get(lines.tally_key(pod))
         if tally is None:
             return b""
         try:
@@ -203,6 +172,7 @@ class Ledger:
         self._settled = _Sums()
         self._cuts: dict[str, tuple[Cut, _Sums]] = {}
         self._last = Counts()
+        self._places: dict[str, tuple[str, str, str, str]] = {}
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -304,13 +274,13 @@ class Ledger:
             claimed += max(0, pod.jobs - found.ended)
         for pod in self._pods.values():
             tally = self._tally(pod)
-            running += tally is not None and tally.begun >= 0
+            running += tally is not None and bool(tally.begun)
         queued = self._waiting + len(self._dropped)
         done = sums.ended - sums.failed
         return Counts(queued, claimed, running, done, sums.failed, sums.retried)
 
-    def _tally(self, pod: Pod) -> _Tally | None:
-        return self._reader(pod.owner).tallies.get((pod.pod, pod.attempt))
+    def _tally(self, pod: Pod) -> Tally | None:
+        return self._reader(pod.owner).tallies.get(lines.tally_key(pod))
 
     def _reader(self, owner: str) -> _Reader:
         reader = self._readers.get(owner)
@@ -374,7 +344,7 @@ class Ledger:
         reader = self._reader(pod.owner)
         if self._sums(pod).ended < pod.jobs:
             reader.advance()
-        found = lines.lines_of(reader.read(pod), pod.pod)
+        found = lines.results_of(reader.read(pod), pod.pod)
         return lines.record(pod, self._cut(pod)[0], found)
 
     def _read_pod(self, pod: Pod, folder: str, most: int | None = None) -> bytes | None:
@@ -396,14 +366,19 @@ class Ledger:
         if plan.kind == "drop":
             name = os.fsdecode(binascii.unhexlify(plan.name))
             path = os.path.join(self._files.root, names.ticket_folder(pod.ticket), name)
-        host, worker = names.read_owner(found.owner)
+        host, worker, out, err = self._place_of(found.owner)
+        if plan.logfile:
+            log = commands.fill(plan, plan.logfile, params, number)
+            out = err = os.path.join(plan.cwd, log)
+        elif pod.dropped:
+            out, err = (names.job_output(pod.ticket, stream) for stream in ("out", "err"))
         return JobRecord(
             number=number,
             submission=plan.submission or pod.ticket,
             name=name,
             command=commands.shown(plan, params, number, path),
             host=host,
-            worker=f"w{worker}",
+            worker=worker,
             owner=found.owner,
             began=found.began,
             seconds=found.seconds,
@@ -413,23 +388,21 @@ class Ledger:
             tries=found.tries,
             memory=found.memory,
             cpu=found.cpu,
-            out=self._place(pod, plan, params, number, found, "out"),
-            err=self._place(pod, plan, params, number, found, "err"),
+            out=(out, 0, -1) if plan.logfile else (out, *found.out),
+            err=(err, 0, -1) if plan.logfile else (err, *found.err),
             stderr=found.last,
             data=found.data,
             total=plan.total,
         )
 
-    def _place(
-        self, pod: Pod, plan: Plan, params: list[str], number: int, found: Result, stream: str
-    ) -> tuple[str, int, int]:
-        if plan.logfile:
-            path = commands.fill(plan, plan.logfile, params, number)
-            return os.path.join(plan.cwd, path), 0, -1
-        span = found.out if stream == "out" else found.err
-        if pod.dropped:
-            return names.job_output(pod.ticket, stream), *span
-        return names.output(found.owner, stream), *span
+    def _place_of(self, owner: str) -> tuple[str, str, str, str]:
+        """(host, worker, file of stdout, of stderr)."""
+        found = self._places.get(owner)
+        if found is None:
+            host, number = names.read_owner(owner)
+            files = [names.output(owner, stream) for stream in ("out", "err")]
+            found = self._places[owner] = host, f"w{number}", files[0], files[1]
+        return found
 
     # --- history -------------------------------------------------------------------------------
 

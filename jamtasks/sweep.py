@@ -430,11 +430,10 @@ class Sweep:
         hosts = some(sorted(label for label, one in self._missing.items() if one.tried))
         if hosts:
             return [Say(f"No worker is there, and hiring anew on {hosts} has not helped so far.")]
-        jobs = counted(counts.queued + counts.claimed, "job")
-        return [Say(
-            f'No workers are hired in project "{self._project}": {jobs} wait. '
-            f"Hire some: inv hire{option}"
-        )]  # fmt: skip
+        waiting = counts.queued + counts.claimed
+        wait_for = f", and {counted(waiting, 'job')} wait{'s' * (waiting == 1)}" if waiting else ""
+        text = f'No workers are hired in project "{self._project}"{wait_for}. Hire some: inv hire'
+        return [Say(text + option)]
 
 
 # --- how fast ----------------------------------------------------------------------------------

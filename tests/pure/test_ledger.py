@@ -307,19 +307,27 @@ def test_content_is_what_runs_and_where():
     assert content_of_job(numbered, [], 1) != content_of_job(numbered, [], 2)
 
 
-def test_scanning_sees_what_reading_sees():
-    pod = Pod(names.new_pod(1), 9, 2, "-", names.new_owner("h", 1))
-    data = lines.begin(pod, 0, 1.0) + lines.gave(pod, 3)
-    for index, result in enumerate(
-        [GOOD, BAD, GOOD._replace(signal=9, exit=-1), GOOD._replace(reason="timeout", tries=2),
-         GOOD._replace(last='","why":"x", "a":3')]
-    ):  # fmt: skip
-        data += lines.result(pod, index, result)
-    found = list(lines.scan(data + b'0badbeef {"p":"'))
-    assert b"".join(data[entry[6] : entry[7]] for entry in found) == data
-    assert [entry[:4] for entry in found[:3]] == [
-        (pod.pod, 2, 0, "begin"), (pod.pod, 2, 3, "gave"), (pod.pod, 2, 0, "x"),
+def test_tallies_say_what_the_lines_say():
+    one = Pod(names.new_pod(1), 9, 2, "-", names.new_owner("h", 1))
+    two = one._replace(attempt=3)
+    results = [
+        GOOD, BAD, GOOD._replace(signal=9, exit=-1), GOOD._replace(reason="timeout", tries=2),
+        GOOD._replace(last='","why":"x", ,"a":3'),
     ]  # fmt: skip
-    read = [lines.read_result(value) for value in lines.read_lines(data)]
-    assert [entry[4] for entry in found[2:]] == [result.failed for result in read[2:]]
-    assert [entry[5] for entry in found[2:]] == [result.tries > 1 for result in read[2:]]
+    parts = [lines.begin(one, 0, 1.0), lines.gave(one, 0), lines.begin(two, 7, 1.0)]
+    parts += [lines.result(one, index, result) for index, result in enumerate(results)]
+    parts.insert(3, b"0badbeef\n")
+    data = b"".join(parts)
+    tallies: dict[bytes, lines.Tally] = {}
+    cut = len(b"".join(parts[:2]))
+    lines.tally(data[:cut], 0, tallies)
+    lines.tally(data[cut:], cut, tallies)
+    assert set(tallies) == {lines.tally_key(one), lines.tally_key(two)}
+    found = tallies[lines.tally_key(one)]
+    assert (found.results, found.failed, found.retried) == (5, 3, 1)
+    assert (found.begun, found.start, found.end) == (b"", 0, len(data))
+    found = tallies[lines.tally_key(two)]
+    assert (found.results, found.begun) == (0, b"7")
+    assert data[found.start : found.end] == parts[2]
+    assert len(list(lines.results_of(data, one.pod))) == 5
+    assert len(list(lines.lines_of(data, one.pod))) == 8

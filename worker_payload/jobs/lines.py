@@ -11,7 +11,6 @@ its attempt and the job's index in it::
 """
 
 import json
-import re
 import zlib
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -53,6 +52,17 @@ def read_lines(data):
             yield value
 
 
+def results_of(data, pod):
+    # type: (bytes, str) -> Iterator[Any]
+    """As lines_of, but only lines of jobs that ended: all that a record needs."""
+    mark = pod.encode("ascii")
+    for part in data.split(b"\n"):
+        if b',"x":' in part and mark in part:
+            value = read_line(part)
+            if value is not None:
+                yield value
+
+
 def lines_of(data, pod):
     # type: (bytes, str) -> Iterator[Any]
     """The values of the whole lines in data that speak of this pod; reads no others."""
@@ -64,26 +74,56 @@ def lines_of(data, pod):
                 yield value
 
 
-def scan(data):
-    # type: (bytes) -> Iterator[Tuple[str, int, int, str, bool, bool, int, int]]
-    """What the whole lines of results in data are about, several times quicker than reading them:
-    (pod, attempt, index, "begin" | "gave" | "x", failed, tried again, where it begins, ends).
-    Without the proof of the checksum: good for progress, not for the record."""
-    for found in _LINE.finditer(data):
-        pod, attempt, index, kind, rest = found.groups()
-        failed = again = False
-        if kind == b"x":
-            failed = not rest.startswith(b'0,"s":0,') or b',"why":"' in rest
-            again = b',"a":' in rest
-        yield (
-            pod.decode("ascii"), int(attempt), int(index), kind.decode("ascii"), failed, again,
-            found.start(), found.end(),
-        )  # fmt: skip
+class Tally(object):
+    """What an owner's results say of one attempt of a pod. start, end: where in the file these
+    lines stand. results: jobs that ended; failed, retried: of these. begun: index of the job that
+    runs, in digits; b"" if none does."""
+
+    __slots__ = ("begun", "end", "failed", "results", "retried", "start")
+
+    def __init__(self, start):
+        # type: (int) -> None
+        self.start = start
+        self.end = start
+        self.results = self.failed = self.retried = 0
+        self.begun = b""
 
 
-_LINE = re.compile(
-    rb'^[0-9a-f]{8} \{"p":"([^"]+)","k":([0-9]+),"i":([0-9]+),"(begin|gave|x)":(.*)\}\n', re.M
-)
+def tally_key(pod):
+    # type: (Pod) -> bytes
+    return b'%s","k":%d' % (pod.pod.encode("ascii"), pod.attempt)
+
+
+def tally(data, start, tallies):
+    # type: (bytes, int, Dict[bytes, Tally]) -> None
+    """Adds what whole lines of results say to the tallies of their pods, by tally_key. start: where
+    in the file data begins. Five times quicker than reading the lines, and without the proof of
+    their checksums: good for progress, not for the record."""
+    for part in data.split(b"\n"):
+        end = start + len(part) + 1
+        index = part.find(b',"i":', _POD_AT)
+        kind = part.find(b",", index + 5) + 2
+        if index > 0 and kind > 1:
+            key = part[_POD_AT:index]
+            found = tallies.get(key)
+            if found is None:
+                found = tallies[key] = Tally(start)
+            found.end = end
+            if part.startswith(b"b", kind):
+                found.begun = part[index + 5 : kind - 2]
+            else:
+                if found.begun == part[index + 5 : kind - 2]:
+                    found.begun = b""
+                if part.startswith(b"x", kind):
+                    found.results += 1
+                    if not part.startswith(b'0,"s":0,', kind + 3) or b',"why":"' in part:
+                        found.failed += 1
+                    if b',"a":' in part:
+                        found.retried += 1
+        start = end
+
+
+_POD_AT = len('01234567 {"p":"')
 
 
 def whole(data):
