@@ -203,6 +203,9 @@ def test_builds_do_not_meet_and_the_older_agent_ends_when_idle(
     assert new.welcome is not None and new.welcome.pid != old_pid
     assert old.run(ADD, [1], 1) == [2], "the old agent serves its master on"
     assert new.run(ADD, [1], 2) == [3]
+    item, length = list(range(20_000)), "def mapfunc(params, x):\n    return len(x)\n"
+    assert old.run(length, [item]) == new.run(length, [item]) == [20_000]
+    assert old.blob(item) in old.sent and old.blob(item) not in new.sent, "they share the store"
     old.close()
     wait_until(lambda: gone(old_pid), 10, "the agent of the older build to end")
     assert new.run(ADD, [1], 2) == [3]
@@ -584,6 +587,18 @@ def test_the_end_of_a_master_ends_its_tasks(place: Place) -> None:
     wait_until(lambda: len(procs.descendants([other.welcome.pid]) & before) <= 2, 4, "its tasks")
     assert time.monotonic() - began < 3
     assert other.run(ADD, [1, 2], 1) == [2, 3]
+
+
+def test_a_master_that_comes_again_ends_what_it_had_begun(place: Place) -> None:
+    """Its former connection broke, and nobody told the agent."""
+    first, other = place.attach(name="m"), place.attach(name="n")
+    call = first.begin(SLEEP)
+    first.task(call, [300, 300])
+    first.wait(wire.Started)
+    second = place.attach(name="m")
+    assert first.process.wait(10) == 75
+    assert second.run(ADD, [1, 2], 1) == [2, 3], "the workers are free"
+    assert other.run(ADD, [1], 1) == [2]
 
 
 def test_a_killed_attach_ends_its_master(place: Place) -> None:

@@ -183,7 +183,7 @@ def test_an_agent_that_stands_still_is_lost_and_rejoins(two, module, tmp_path):
     assert agent(host.run_dir)["pid"] == pid
 
 
-@pytest.mark.parametrize("way", ["fabric", "jump host", "openssh"])
+@pytest.mark.parametrize("way", ["jump host", "openssh"])
 def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
     """A write that cannot go on holds up neither the run nor its end."""
     host = lab.host("lab1")
