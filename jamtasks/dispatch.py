@@ -9,16 +9,16 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import IO, Any
+from typing import Any
 
 from worker_payload.jobs import names, steps
 from worker_payload.jobs.files import Files, Trouble
 
 from . import joblog
-from .errors import JamError, UsageError
-from .job_report import Failures, HireReport, JobRecord, Progress, valid
+from .errors import JamError
+from .job_report import Failures, HireReport, Progress, valid
 from .ledger import Counts, Ledger, Look
 from .report import FireReport
 from .sweep import (
@@ -81,7 +81,7 @@ class Dispatcher:
         halt: Halt,
         lease: float,
         keep: bool = False,
-        log: JobLog | None = None,
+        log: joblog.JobLog | None = None,
         progress: Callable[[Progress], None] | None = None,
         say: Callable[[str], None] | None = None,
         ended: Callable[[Outcome], None] | None = None,
@@ -113,6 +113,7 @@ class Dispatcher:
         if outcome is not None:
             return outcome
         try:
+            self._here.beat(self._began)  # before the first look, which may be the last one
             self._files.run(steps.publish_all())
             outcome = self._loop()
             self._here.leave(outcome.counts)
@@ -344,7 +345,7 @@ class Here:
         if self._told["state"] == "ended" or self.read().get("nonce") != self._told["nonce"]:
             return
         if counts is not None:
-            self._told.update(vars(counts), state="ended")
+            self._told.update(vars(counts), state="ended", ended=round(time.time(), 3))
             self._write()
         else:
             with contextlib.suppress(OSError):
@@ -372,66 +373,3 @@ def _started(pid: int) -> str:
     except (OSError, OverflowError):
         return ""
     return "?"
-
-
-class JobLog:
-    """A joblog that is being written. append: what stands there stays, and is not written again."""
-
-    def __init__(self, path: str, append: bool):
-        if path.startswith("+"):  # as in GNU parallel
-            path, append = path[1:], True
-        self._numbers = joblog.Numbers()
-        self._there: set[tuple[str, str, str]] = set()
-        try:
-            if append and os.path.exists(path):
-                for entry in read_joblog(path):
-                    self._there.add(_identity(entry))
-                    self._numbers.skip(entry.seq)
-                _end_last_line(path)
-            self._file: IO[str] = open(  # noqa: SIM115 (closed by close)
-                path,
-                "a" if append else "w",
-                encoding="utf-8",
-                errors="surrogateescape",
-                newline="\n",
-            )
-            if self._file.tell() == 0:
-                self._file.write(joblog.HEADING)
-                self._file.flush()
-        except OSError as error:
-            raise UsageError(f"the joblog {path} cannot be written: {error.strerror}") from None
-
-    def add(self, record: JobRecord) -> None:
-        entry = joblog.entry(record, self._numbers)
-        if not self._there or _identity(entry) not in self._there:
-            self._file.write(joblog.write(entry))
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _end_last_line(path: str) -> None:
-    """Cut off what is left of a line whose writer was stopped."""
-    with open(path, "r+b") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 4096)
-            handle.seek(start)
-            found = handle.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        handle.truncate(end)
-
-
-def read_joblog(path: str) -> Iterator[joblog.Entry]:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
-        yield from joblog.read(handle, path)
-
-
-def _identity(entry: joblog.Entry) -> tuple[str, str, str]:
-    return entry.host, f"{entry.began:.3f}", entry.command

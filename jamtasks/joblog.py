@@ -8,8 +8,10 @@ job is one line. Jobs stand in the order in which they ended.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import IO
 
 from .errors import UsageError
 from .job_report import JobRecord
@@ -117,3 +119,70 @@ def entry(record: JobRecord, numbers: Numbers) -> Entry:
         signal,
         record.command,
     )
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+class JobLog:
+    """A joblog that is being written. append: what stands there stays, and is not written again."""
+
+    def __init__(self, path: str, append: bool):
+        if path.startswith("+"):  # as in GNU parallel
+            path, append = path[1:], True
+        self._numbers = Numbers()
+        self._there: set[tuple[str, str, str]] = set()
+        try:
+            if append and os.path.exists(path):
+                for old in read_file(path):
+                    self._there.add(_identity(old))
+                    self._numbers.skip(old.seq)
+                _end_last_line(path)
+            self._file: IO[str] = open(  # noqa: SIM115 (closed by close)
+                path,
+                "a" if append else "w",
+                encoding="utf-8",
+                errors="surrogateescape",
+                newline="\n",
+            )
+            if self._file.tell() == 0:
+                self._file.write(HEADING)
+                self._file.flush()
+        except OSError as error:
+            raise UsageError(f"the joblog {path} cannot be written: {error.strerror}") from None
+
+    def add(self, record: JobRecord) -> None:
+        made = entry(record, self._numbers)
+        if not self._there or _identity(made) not in self._there:
+            self._file.write(write(made))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _end_last_line(path: str) -> None:
+    """Cut off what is left of a line whose writer was stopped."""
+    with open(path, "r+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 4096)
+            handle.seek(start)
+            found = handle.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        handle.truncate(end)
+
+
+def read_file(path: str) -> Iterator[Entry]:
+    """Raises OSError, UsageError."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+        yield from read(handle, path)
+
+
+def _identity(entry: Entry) -> tuple[str, str, str]:
+    return entry.host, f"{entry.began:.3f}", entry.command

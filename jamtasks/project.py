@@ -15,9 +15,7 @@ import dataclasses
 import glob
 import json
 import os
-import shlex
-import shutil
-import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +23,12 @@ from worker_payload import layout
 from worker_payload.jobs import files as job_files
 from worker_payload.jobs import names, steps
 from worker_payload.jobs.files import Files, Trouble
-from worker_payload.jobs.lines import Plan
 
-from . import fleet, folding, sweep
+from . import fleet, folding, submission, sweep
 from . import parameters as parsing
+from . import resume as resuming
 from . import settings as configured
-from .dispatch import Crew, Dispatcher, Here, JobLog, Outcome, read_joblog
+from .dispatch import Crew, Dispatcher, Here, Outcome
 from .errors import JamError, SettingsError, UsageError
 from .job_report import (
     DispatchReport,
@@ -40,9 +38,9 @@ from .job_report import (
     StatusReport,
     Submitted,
 )
+from .joblog import JobLog
 from .ledger import Ledger
-from .report import FireReport, FireRow
-from .submission import Contents, Submission, depends_on_number, without
+from .report import FireReport, FireRow, duration
 
 if TYPE_CHECKING:
     from .settings import HostSpec, Settings
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
 
 ORDERS = ("name", "age", "priority")
 REMOTE_CONF = "remote.conf"
-_FOR_EVER = 2**31 - 1
 
 
 class Project:
@@ -113,111 +110,35 @@ class Project:
         resume_failed those that failed are run again, and without a command it is all failed jobs
         of the project. joblog: jobs that stand in this file count as run too.
         Raises UsageError."""
-        if joblog is not None and not (resume or resume_failed):
-            joblog = None  # only what is resumed is compared with it
         files = self._files()
         if command is None:
             if not resume_failed:
                 raise UsageError("no command was given", "say what the jobs shall run")
             return self._submit_failed(files)
-        plan = self._plan(command, shell, cwd, timeout, tries, env, logfile)
-        found = self._parameters(parameters, parameters_from, colsep, grid, repeat)
+        plan = submission.plan_of(command, shell, cwd, timeout, tries, env, logfile)
+        submission.check_priority(priority)
+        found = submission.parameters_of(parameters, parameters_from, colsep, grid, repeat)
         plan = plan._replace(names=found.names)
         rows = parsing.checked([*plan.words, plan.logfile], found, shell)
-        _check_priority(priority)
         skipped = 0
-        with Submission() as submission:
-            if not (resume or resume_failed):
-                submission.add(plan, rows, priority)
+        with submission.Submission() as made:
+            if resume or resume_failed:
+                skipped = resuming.add_new(
+                    made, Ledger(files), plan, rows, priority,
+                    failed_again=resume_failed, log=joblog,
+                )  # fmt: skip
             else:
-                known = Contents(Ledger(files)).known(resume_failed)
-                shown = _in_joblog(joblog, resume_failed)
-                total = _Counter(rows)
-                kept = without(plan, total, lambda key, text: key in known or text in shown)
-                keeps = depends_on_number(plan)
-                for number, row in kept:
-                    submission.add(plan, [row], priority, number if keeps else None)
-                skipped = total.count - submission.jobs
-            jobs = _written(submission, files)
-            return Submitted(self.name, jobs, submission.name if jobs else "", skipped)
+                made.add(plan, rows, priority)
+            jobs = made.write(files)
+            return Submitted(self.name, jobs, made.name if jobs else "", skipped)
 
     def _submit_failed(self, files: Files) -> Submitted:
-        """All jobs of the project that failed last, once more."""
         ledger = Ledger(files)
-        with Submission() as submission:
-            for plan, params, number, priority in Contents(ledger).failed():
-                plan = plan._replace(submission="", first=1, total=1)
-                keeps = depends_on_number(plan)
-                submission.add(plan, [params], priority, number if keeps else None)
-            jobs = _written(submission, files)
-            again = sum(
-                _drop_again(self.path, name, path) for name, path in list(ledger.failed_files())
-            )
-            return Submitted(self.name, jobs + again, submission.name if jobs else "")
-
-    def _plan(
-        self,
-        command: str | Sequence[str],
-        shell: bool,
-        cwd: str | os.PathLike[str] | None,
-        timeout: float | str | None,
-        tries: int,
-        env: Mapping[str, str] | None,
-        logfile: str | None,
-    ) -> Plan:
-        if isinstance(command, str):
-            try:
-                words = [command] if shell else shlex.split(command)
-            except ValueError as error:
-                raise UsageError(f"the command cannot be split into words: {error}") from None
-        else:
-            words = [os.fspath(word) for word in command]
-            if shell and len(words) != 1:
-                raise UsageError("with shell the command is one text, not several words")
-        if not words or not words[0]:
-            raise UsageError("the command is empty")
-        if tries < 0:
-            raise UsageError(f"a job cannot be tried {tries} times", "0 means: until it succeeds")
-        seconds, percent = parsing.timeout(timeout)
-        return Plan(
-            "",
-            words=tuple(words),
-            shell=shell,
-            cwd=os.path.abspath(cwd or os.curdir),
-            timeout=seconds,
-            percent=percent,
-            tries=tries or _FOR_EVER,
-            env=tuple(sorted((env or {}).items())),
-            logfile=logfile or "",
-        )
-
-    def _parameters(
-        self,
-        given: str | Iterable[object] | None,
-        path: str | os.PathLike[str] | None,
-        colsep: str | None,
-        grid: Mapping[str, object] | Sequence[str] | None,
-        repeat: int | None,
-    ) -> parsing.Parameters:
-        if sum(source is not None for source in (given, path, grid or None)) > 1:
-            raise UsageError(
-                "parameters come from more than one place",
-                "give one of parameters, parameters-from and grid",
-            )
-        if grid:
-            return parsing.grid(grid, repeat)
-        if given is not None:
-            if isinstance(given, str):
-                found = parsing.from_text(given)
-            else:
-                found = parsing.from_values(given)
-        elif path is not None:
-            if colsep is None and os.fspath(path).endswith(".tsv"):
-                colsep = "\t"
-            found = parsing.from_lines(_lines_of(os.fspath(path)), colsep)
-        else:
-            found = parsing.one()
-        return found if repeat is None else parsing.times(found, repeat)
+        with submission.Submission() as made:
+            resuming.add_failed(made, ledger)
+            jobs = made.write(files)
+            dropped = resuming.drop_failed(self.path, ledger)
+            return Submitted(self.name, jobs + dropped, made.name if jobs else "")
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -438,7 +359,14 @@ class Project:
         rows = [sweep.worker_row(owner, data) for owner, data in sorted(hearts.items())]
         notes = [f"{name!r} in the queue is no job: {why}" for name, why in complaints.items()]
         counts = look.counts
-        told = Here(self.path).other()
+        here = Here(self.path)
+        told, last = here.other(), here.read()
+        if last.get("state") == "ended" and not (counts.done or counts.failed):
+            ago = duration(max(0.0, time.time() - last.get("ended", 0.0)))
+            notes.append(
+                f"The last dispatch ended {ago} ago: {last.get('done')} done, "
+                f"{last.get('failed')} failed"
+            )
         return StatusReport(
             project=self.name,
             queued=counts.queued - len(complaints),
@@ -532,80 +460,6 @@ class Project:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
-
-
-class _Counter:
-    """Counts what passes."""
-
-    def __init__(self, rows: Iterable[list[str]]):
-        self.count = 0
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[list[str]]:
-        for row in self._rows:
-            self.count += 1
-            yield row
-
-
-def _check_priority(priority: int) -> None:
-    lowest, highest = names.PRIORITIES
-    if not lowest <= priority <= highest:
-        raise UsageError(f"the priority {priority} is not within {lowest} and {highest}")
-
-
-def _written(submission: Submission, files: Files) -> int:
-    try:
-        return submission.write(files)
-    except Trouble as error:
-        raise JamError(f"the jobs could not be written: {error}", "nothing was submitted") from None
-
-
-def _lines_of(path: str) -> Iterator[str]:
-    """Raises UsageError, at the first line."""
-    try:
-        if path == "-":
-            yield from open(  # noqa: SIM115 (stdin is not ours to close)
-                sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False
-            )
-            return
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
-            yield from handle
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def _in_joblog(path: str | os.PathLike[str] | None, failed_again: bool) -> set[str]:
-    """The commands in a joblog that need not run; empty if there is no such file."""
-    if path is None:
-        return set()
-    name = os.fspath(path).removeprefix("+")
-    found: set[str] = set()
-    try:
-        for entry in read_joblog(name):
-            if entry.failed and failed_again:
-                found.discard(entry.command)
-            else:
-                found.add(entry.command)
-    except FileNotFoundError:
-        return set()
-    except OSError as error:
-        raise UsageError(f"the joblog {name} cannot be read: {error.strerror}") from None
-    return found
-
-
-def _drop_again(root: str, name: str, path: str) -> bool:
-    """Put a dropped file back into the queue. False: one of its name waits there, or it is gone."""
-    target = os.path.join(root, names.dropped(name))
-    aside = os.path.join(root, names.QUEUE, "." + layout.aside("again"))
-    try:
-        shutil.copy2(os.path.join(root, path), aside)
-        os.link(aside, target)
-        return True
-    except OSError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
 
 
 def _call(callback: str | Callable[[DispatchReport], object], report: DispatchReport) -> str:

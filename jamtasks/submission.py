@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shlex
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from worker_payload.jobs import lines, names, steps
-from worker_payload.jobs.files import Files
+from worker_payload.jobs.files import Files, Trouble
 from worker_payload.jobs.lines import Plan
 from worker_payload.jobs.names import Pod
 
-from .ledger import Ledger, content_of_job
-from .parameters import pod_size
+from . import parameters
+from .errors import JamError, UsageError
+from .parameters import Parameters, pod_size
 
+_FOR_EVER = 2**31 - 1
 _IN_MEMORY = 64 << 20  # bytes of encoded jobs, then a file: how many there are decides their pods
 _BLOCK = 1000
 
@@ -74,10 +79,15 @@ class Submission:
         self._last = run.first + run.count - 1
 
     def write(self, files: Files) -> int:
-        """Make all jobs visible in the queue; how many they are. Raises Full or Trouble."""
+        """Make all jobs visible in the queue; how many they are. Raises JamError."""
         if self.jobs:
             self._spool.seek(0)
-            files.run(steps.submit(self._pods(), self.name))
+            try:
+                files.run(steps.submit(self._pods(), self.name))
+            except Trouble as error:
+                raise JamError(
+                    f"the jobs could not be written: {error}", "nothing was submitted"
+                ) from None
         return self.jobs
 
     def _pods(self) -> Iterator[tuple[Pod, bytes]]:
@@ -96,48 +106,91 @@ class Submission:
                 number += 1
 
 
-def depends_on_number(plan: Plan) -> bool:
-    """Whether a job's number is a part of what it does."""
-    return any("{#" in text for text in (*plan.words, plan.logfile))
+# --- what was asked for ------------------------------------------------------------------------
 
 
-# --- what was run before -----------------------------------------------------------------------
+def plan_of(
+    command: str | Sequence[str],
+    shell: bool,
+    cwd: str | os.PathLike[str] | None,
+    timeout: float | str | None,
+    tries: int,
+    env: Mapping[str, str] | None,
+    logfile: str | None,
+) -> Plan:
+    """What the jobs of a submission have in common. Raises UsageError."""
+    if isinstance(command, str):
+        try:
+            words = [command] if shell else shlex.split(command)
+        except ValueError as error:
+            raise UsageError(f"the command cannot be split into words: {error}") from None
+    else:
+        words = [os.fspath(word) for word in command]
+        if shell and len(words) != 1:
+            raise UsageError("with shell the command is one text, not several words")
+    if not words or not words[0]:
+        raise UsageError("the command is empty")
+    if tries < 0:
+        raise UsageError(f"a job cannot be tried {tries} times", "0 means: until it succeeds")
+    seconds, percent = parameters.timeout(timeout)
+    return Plan(
+        "",
+        words=tuple(words),
+        shell=shell,
+        cwd=os.path.abspath(cwd or os.curdir),
+        timeout=seconds,
+        percent=percent,
+        tries=tries or _FOR_EVER,
+        env=tuple(sorted((env or {}).items())),
+        logfile=logfile or "",
+    )
 
 
-class Contents:
-    """The contents of a project's jobs: of all that were run or wait."""
-
-    def __init__(self, ledger: Ledger):
-        self._ledger = ledger
-
-    def known(self, failed_again: bool) -> set[bytes]:
-        """What need not be run. failed_again: what failed last, does."""
-        found: set[bytes] = set()
-        for plan, params, number, state, _ in self._ledger.contents():
-            key = content_of_job(plan, params, number)
-            if state == "failed" and failed_again:
-                found.discard(key)
-            else:
-                found.add(key)
-        return found
-
-    def failed(self) -> list[tuple[Plan, list[str], int, int]]:
-        """(plan, params, number, priority) of jobs whose last run failed, in job order."""
-        found: dict[bytes, tuple[Plan, list[str], int, int]] = {}
-        for plan, params, number, state, priority in self._ledger.contents():
-            key = content_of_job(plan, params, number)
-            found.pop(key, None)
-            if state == "failed":
-                found[key] = plan, params, number, priority
-        return list(found.values())
+def check_priority(priority: int) -> None:
+    """Raises UsageError."""
+    lowest, highest = names.PRIORITIES
+    if not lowest <= priority <= highest:
+        raise UsageError(f"the priority {priority} is not within {lowest} and {highest}")
 
 
-def without(
-    plan: Plan, rows: Iterable[list[str]], known: Callable[[bytes, str], bool]
-) -> Iterator[tuple[int, list[str]]]:
-    """(number, parameters) of the rows whose job is not known, by content or as it is shown."""
-    from worker_payload.jobs import commands
+def parameters_of(
+    given: str | Iterable[object] | None,
+    path: str | os.PathLike[str] | None,
+    colsep: str | None,
+    grid: Mapping[str, object] | Sequence[str] | None,
+    repeat: int | None,
+) -> Parameters:
+    """What the jobs of a submission do not have in common. Raises UsageError."""
+    if sum(source is not None for source in (given, path, grid or None)) > 1:
+        raise UsageError(
+            "parameters come from more than one place",
+            "give one of parameters, parameters-from and grid",
+        )
+    if grid:
+        return parameters.grid(grid, repeat)
+    if given is not None:
+        if isinstance(given, str):
+            found = parameters.from_text(given)
+        else:
+            found = parameters.from_values(given)
+    elif path is not None:
+        if colsep is None and os.fspath(path).endswith(".tsv"):
+            colsep = "\t"
+        found = parameters.from_lines(_lines_of(os.fspath(path)), colsep)
+    else:
+        found = parameters.one()
+    return found if repeat is None else parameters.times(found, repeat)
 
-    for number, row in enumerate(rows, 1):
-        if not known(content_of_job(plan, row, number), commands.shown(plan, row, number)):
-            yield number, row
+
+def _lines_of(path: str) -> Iterator[str]:
+    """Raises UsageError, at the first line."""
+    try:
+        if path == "-":
+            yield from open(  # noqa: SIM115 (stdin is not ours to close)
+                sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False
+            )
+            return
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+            yield from handle
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None

@@ -278,8 +278,7 @@ def test_it_is_said_who_is_gone_and_how_much_it_had():
     world = World()
     world.claims = {pod(0, 3, OWNER), pod(1, 2, OWNER)}
     world.see()
-    world.now += 2 * LEASE
-    texts = [text for _ in range(3) for text in said(world.see(1))]
+    texts = [text for _ in range(20) for text in said(world.see(10))]
     assert any("w1 on lab1 is gone: 5 jobs" in text for text in texts)
 
 

@@ -18,7 +18,7 @@ LAYERS = {
     "datasets": 1, "modules": 1, "session": 1, "holding": 0.9, "scheduler": 1,
     "reduction": 1, "screens": 1,
     "report": 1, "call_report": 1.1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
-    "folding": 2, "submission": 3, "sweep": 3,
+    "folding": 2, "submission": 3, "resume": 3.1, "sweep": 3,
     "presence": 1, "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3,
     "spans": 1, "link": 3.5, "engine": 4, "feeding": 4.5,
