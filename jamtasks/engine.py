@@ -237,7 +237,9 @@ class Engine:
                     link.leaving = ""
                     for call in self.calls.values():
                         if link.label in call.scheduler:
-                            call.scheduler.add_host(link.label, link.workers)
+                            call.scheduler.add_host(
+                                link.label, link.workers, round_trip=link.round_trip
+                            )
                 elif link.state in ("left", "unreachable"):
                     link.state, link.error = "connecting", None
                 link.hurry()
@@ -293,7 +295,9 @@ class Engine:
             homes = []
             for link in links:
                 if link.session is not None:
-                    call.scheduler.add_host(link.label, link.workers, settle=not pinned)
+                    call.scheduler.add_host(
+                        link.label, link.workers, round_trip=link.round_trip, settle=not pinned
+                    )
                     homes += [(link.label, worker) for worker in range(link.workers)]
             if pinned:
                 call.scheduler.pin(homes[: call.scheduler.tasks])
@@ -332,6 +336,7 @@ class Engine:
             link.state, link.error = "up", None
             if link.took is None:
                 link.took = now - self.began
+            link.round_trip = min(link.round_trip, now - link.greeted)
             link.notes = list(message.notes)
             link.last_welcome = message
             for under_way in self.calls.values():
@@ -369,7 +374,7 @@ class Engine:
             lacks = ", ".join(link.answers[call.requires])
             call.notes.append(f"{link.label} came up without {lacks}, and takes no part")
         else:
-            call.scheduler.add_host(link.label, link.workers)
+            call.scheduler.add_host(link.label, link.workers, round_trip=link.round_trip)
             call.notes.append(f"{link.label} joined")
 
     def _of_call(self, call: Call, link: Link, message: Any, now: float) -> None:
@@ -385,7 +390,7 @@ class Engine:
                 first, count = task, 0
                 if call.spans is not None:
                     count = _slices_in(segments, call.spans.of.get(task))
-                if sched.finished(host, task, seconds):
+                if sched.finished(host, task, seconds, now):
                     size = sum(map(len, segments))
                     if call.spans is not None:
                         first = call.spans.answered(task, count, seconds, size).first
@@ -398,7 +403,7 @@ class Engine:
             span = call.spans.of.get(message.id) if call.spans is not None else None
             if span is not None and message.at >= span.count:
                 raise wire.ProtocolError(f"slice {message.at} of {span.count} failed")
-            if sched.finished(host, message.id, 0.0):
+            if sched.finished(host, message.id, None):
                 failed = message.id
                 if call.spans is not None:
                     failed = call.spans.failed(message.id, message.at)
@@ -416,7 +421,7 @@ class Engine:
             if call.spans is not None and span is not None and span.count > 1:
                 where = f"{index} to {index + span.count - 1}"
                 call.notes.append(f"a worker on {host} died at one of slices {where}: {how}")
-                if sched.finished(host, message.id, 0.0):
+                if sched.finished(host, message.id, None):
                     sched.retried += 1
                     call.spans.scatter(message.id)
                 self.changed.notify_all()
@@ -424,7 +429,7 @@ class Engine:
             call.notes.append(f"a worker on {host} died at slice {index}: {how}")
             deaths = call.deaths.setdefault(index, [])
             deaths.append(f"{host}: {how}")
-            if not sched.killed(host, message.id) and sched.finished(host, message.id, 0.0):
+            if not sched.killed(host, message.id) and sched.finished(host, message.id, None):
                 if call.spans is not None:
                     call.spans.failed(message.id, 0)
                 self._fail(
@@ -441,7 +446,7 @@ class Engine:
         elif isinstance(message, wire.Refused):
             sched.remove_host(host)
             call.notes.append(f"{host} takes no part: {message.reason}")
-            if not any(label in sched for label in self.links):
+            if not any(label in sched or self.hope(one) for label, one in self.links.items()):
                 call.error = call.error or JamError(f"{host}: {message.reason}")
         if tell:
             self.changed.notify_all()

@@ -40,6 +40,10 @@ class Host:
         begun = len(self.started) + len(self.refused)
         return len(self.held) - max(self.workers, begun) - self.asking
 
+    def learn(self, round_trip: float) -> None:
+        """A message and its answer took so long."""
+        self.round_trip = max(0.0, min(self.round_trip, round_trip))
+
     def begun(self, task: int) -> float:
         """When a task that it holds was started, as far as we know."""
         return self.started.get(task, self.held[task])

@@ -24,6 +24,7 @@ RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost ho
 FRUITLESS_MAX = 5  # times that a host may be lost in a row, during runs, without a single answer
 LAG_MAX = 64 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
 JOIN_SECONDS = 5.0
+ROUND_TRIP_MAX = 0.25  # seconds: where a Welcome takes longer, the agent has just begun
 LOOK_SECONDS = 5.0  # between looks at what should have been told
 
 
@@ -45,6 +46,8 @@ class Link:
         self.holds: dict[str, None] = {}  # digests of slices that it was given, oldest first
         self.last_welcome: wire.Welcome | None = None
         self.took: float | None = None  # seconds until it first was up
+        self.greeted = 0.0  # when it was last sent a Hello
+        self.round_trip = ROUND_TRIP_MAX  # seconds, the shortest that a Welcome took
         self._fruitless = 0  # times in a row that it was lost without an answer
         self.answered = 0  # tasks, over all connections
         self.last_heard = 0.0
@@ -145,7 +148,7 @@ class Link:
             session = Session(engine.hello(self.spec))
             self.session, self.attached = session, attached
             self.answers, self.asked = {}, {}
-            self.last_heard = time.monotonic()
+            self.last_heard = self.greeted = time.monotonic()
             self.given_up = ""
         self._writer = threading.Thread(
             target=self._write, args=(session, attached), name=f"jam {self.label} out", daemon=True

@@ -109,9 +109,9 @@ class Scheduler(Holding):
     def add_host(
         self, host: HostId, workers: int, *, round_trip: float = 0.0, settle: bool = True
     ) -> None:
-        """A host is there, or back, or stays after all. workers: at least 1. round_trip: seconds.
-        settle: give it its share of the tasks; not so for a call whose tasks are about to be
-        pinned."""
+        """A host is there, or back, or stays after all. workers: at least 1. round_trip: seconds,
+        at most. settle: give it its share of the tasks; not so for a call whose tasks are about to
+        be pinned."""
         there = self._hosts.get(host)
         if there is None:
             self._came += 1
@@ -186,8 +186,11 @@ class Scheduler(Holding):
             there.refused.clear()
             self._spares.grew(there)
 
-    def finished(self, host: HostId, task: int, seconds: float | None) -> bool:
-        """An answer came, after so many seconds (None: unknown, it failed).
+    def finished(
+        self, host: HostId, task: int, seconds: float | None, now: float | None = None
+    ) -> bool:
+        """An answer came, after so many seconds of work (None: unknown, it failed). now: to learn
+        how much longer that took from here, which is a round trip at least.
 
         False if it is late, and must not be used."""
         if not 0 <= task < self.tasks or self._done[task]:
@@ -199,6 +202,8 @@ class Scheduler(Holding):
         there = self._hosts.get(host)
         if there is not None:
             there.answered = True
+            if now is not None and seconds is not None and task in there.held:
+                there.learn(now - there.held[task] - seconds)
         for holder in self._holders.pop(task, ()):
             self._drop(holder, task)
             if holder is not there:

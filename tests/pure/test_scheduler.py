@@ -351,6 +351,19 @@ def test_a_far_host_holds_more_and_takes_less_from_others():
     assert stolen(0.1) and not stolen(10.0)
 
 
+def test_how_far_a_host_is_is_learned_from_its_answers():
+    sched = Scheduler(10_000)
+    sched.add_host("a", 1, round_trip=1.0)
+    now = 0.0
+    for _ in range(20):
+        tasks = assigned(sched.actions(now)).get("a", [])
+        now += 0.01 + 0.01
+        for task in tasks:
+            sched.finished("a", task, 0.01, now)
+    sched.actions(now)
+    assert sched.outstanding("a") < 20, "a round trip is 0.01 s, not one second"
+
+
 class Hosts(RuleBasedStateMachine):
     """Hosts that do anything they may, in any order."""
 
