@@ -398,6 +398,12 @@ def status_table(report: StatusReport, width: int | None = None, now: float | No
         lines[0] = lines[0].replace(
             " queued,", f" queued, {report.claimed - report.running} taken by workers,", 1
         )
+    if report.dispatcher:
+        lines.append(f"Dispatched by {clean(report.dispatcher)}")
+    if report.order:
+        lines.append(f"Order: {report.order}")
+    if (report.queued or report.claimed) and not report.workers:
+        lines.append("No workers are hired: inv hire")
     lines += [clean(note) for note in report.notes]
     if report.workers:
         rows = [

@@ -156,6 +156,7 @@ def test_the_readme_s_ten_jobs(jam):
     assert len(found) == 10
     assert found[3] == "of 60001 to 80000, 77031 takes most: 350 steps\n"
     assert not jam.screens()
+    assert "10 done, 0 failed" in jam.ok("status")[0]
 
 
 def test_the_readme_s_one_line(jam):

@@ -19,6 +19,7 @@ from jamtasks.job_report import (
     StatusReport,
     Submitted,
     WorkerRow,
+    status_table,
 )
 from jamtasks.report import FireReport, FireRow
 
@@ -409,3 +410,13 @@ def test_progress_in_lines(monkeypatch):
             pass
     assert "9 of 100 jobs" in stream.getvalue()
     assert shown.amount() == (9, 100)
+
+
+def test_status_says_who_dispatches_and_what_is_missing():
+    idle = StatusReport("default", 5, 0, 0, 0, 0, dispatcher="lab1, process 7", order="name")
+    assert status_table(idle).splitlines() == [
+        "5 queued, 0 running, 0 done, 0 failed",
+        "Dispatched by lab1, process 7",
+        "Order: name",
+        "No workers are hired: inv hire",
+    ]
