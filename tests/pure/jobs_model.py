@@ -13,6 +13,7 @@ import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from worker_payload.jobs import lines, names
@@ -134,6 +135,11 @@ def power_failure(tree: Tree) -> Tree:
         path: (found[0][: found[1]], found[1]) if isinstance(found, tuple) else found
         for path, found in tree.items()
     }
+
+
+def wrong(**changed: Any) -> Any:
+    """The steps, some of them replaced."""
+    return SimpleNamespace(**{**vars(real_steps), **changed})
 
 
 # --- what processes do -------------------------------------------------------------------------
@@ -267,7 +273,7 @@ def settle(tree: Tree, steps: Any) -> Tree:
         run(tree, steps.publish_all())
         for pod in claims(tree):
             run(tree, steps.sweep(pod, unused(tree)[:16]))
-        waiting = [p for p in within(tree, names.QUEUE) if not posixpath.basename(p)[0] == "."]
+        waiting = [p for p in within(tree, names.QUEUE) if posixpath.basename(p)[0] != "."]
         for path in waiting:
             nonce = int(unused(tree)[:11], 16)
             held = run(tree, work_on(steps, posixpath.basename(path), owner, nonce))

@@ -7,7 +7,6 @@ wrong is what makes its silence worth something.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from jobs_model import (
     submitter,
     sweeper,
     worker,
+    wrong,
 )
 
 from worker_payload.jobs import lines, names
@@ -133,10 +133,6 @@ def test_no_job_is_lost_or_recorded_twice(world):
 
 
 # --- steps that are wrong ----------------------------------------------------------------------
-
-
-def wrong(**changed: Any) -> Any:
-    return SimpleNamespace(**{**vars(real_steps), **changed})
 
 
 def commit_after_a_look(pods, owner):
