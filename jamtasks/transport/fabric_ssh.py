@@ -240,7 +240,11 @@ class _Login:
         if self._process is not None:
             with contextlib.suppress(OSError):
                 self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
 
 def _explain(hop: Hop, error: Exception, seconds: float, timeout: float) -> HostError:
