@@ -461,7 +461,7 @@ def shape(line: str) -> str:
     """
     import re
 
-    return re.sub(r"(?:0x)?[0-9][0-9a-f]*[0-9][0-9.]*(?=\b|_)", "…", clean(valid(line)))
+    return re.sub(r"(?:0x)?[0-9][0-9a-f]*[0-9](?:\.[0-9]+)*(?=\b|_)", "…", clean(valid(line)))
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
