@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from . import screens
+from . import job_report, screens
 from .console import note, stdout_may_close
 from .errors import UsageError
-from .report import clean
+from .report import clean, duration
 
 if TYPE_CHECKING:
-    from .job_report import WorkerRow
+    from .job_report import JobRecord, WorkerRow
     from .project import Project
 
 _WORKER = re.compile(r"(?:(?P<host>.+)-)?w(?P<number>[0-9]{1,4})\Z")
 _LOOK_EVERY = 0.2  # seconds, at a file that grows
+_ASK_EVERY = 2.0  # seconds, whether a job still runs
 _NO_SCREEN = 65  # exit code of the line below
 # All of it means the same within single quotes in sh, csh and fish. The space behind the name tells
 # w1 from w12; screen itself takes the beginning of a name for the name.
@@ -38,11 +39,48 @@ def show(project: Project, name: str | None, stream: str, follow: bool) -> int:
         raise UsageError("which? Name a job or a worker", _known(project))
     if _WORKER.fullmatch(name) and (paths := project.logs(name)):
         return _print_files(paths, follow)
-    record = project.find(name)
-    if record is not None:
-        _write(project.output(record, stream))
+    now = [record for record in project.running() if _is_called(record, name)]
+    if now:
+        record = max(now, key=lambda record: record.began)
+        note(f"{clean(record.label)} runs: {record.worker} on {record.host}, "
+             f"{duration(record.seconds)}: {clean(record.command)}")  # fmt: skip
+        if follow:
+            path, start, _ = record.out if stream == "out" else record.err
+            _follow(os.path.join(project.path, path), start, _Ended(project, record))
+        else:
+            _write(project.output(record, stream))
         return 0
-    raise UsageError(f"no job {name!r} has ended, and no worker is called so", _known(project))
+    found = project.find(name)
+    if found is None:
+        raise UsageError(f"no job {name!r} runs or has ended, and no worker is called so",
+                         _known(project))  # fmt: skip
+    note(job_report.record_line(found))
+    _write(project.output(found, stream))
+    return 0
+
+
+def _is_called(record: JobRecord, name: str) -> bool:
+    return name in ((record.name,) if record.name else (record.label, str(record.number)))
+
+
+class _Ended:
+    """Whether a job that ran has ended; looked up now and then."""
+
+    def __init__(self, project: Project, record: JobRecord):
+        self._project = project
+        self._record = record
+        self._next = 0.0
+
+    def __call__(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + _ASK_EVERY
+        this = self._record
+        return not any(
+            (record.submission, record.number, record.owner)
+            == (this.submission, this.number, this.owner)
+            for record in self._project.running()
+        )
 
 
 def attach(project: Project, name: str | None, hosts_file: str | None) -> int:
@@ -136,9 +174,12 @@ def _follow(path: str, start: int, ended: Callable[[], bool]) -> None:
     """Print what is in the file from start on, and what comes, until ended()."""
     while True:
         over = ended()  # asked before the last look, so that nothing is left out
-        with open(path, "rb") as handle:
-            handle.seek(start)
-            data = handle.read()
+        try:
+            with open(path, "rb") as handle:
+                handle.seek(start)
+                data = handle.read()
+        except FileNotFoundError:
+            data = b""  # nothing was written yet
         start += len(data)
         _write(data)
         if over:

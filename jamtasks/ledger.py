@@ -27,6 +27,7 @@ from .job_report import JobRecord
 
 _UNSURE = 50_000_000  # ns for which a folder's mtime may stay the same though it changed
 _BLOCK = 1 << 20
+_TAIL = 1 << 16
 _CACHED_CUTS = 256
 
 
@@ -141,6 +142,17 @@ class _Reader:
                 return os.pread(handle.fileno(), tally.end - tally.start, tally.start)
         except OSError:
             return b""
+
+    def written(self) -> tuple[int, int]:
+        """How far into its output files this owner's jobs had written when the last one ended."""
+        with contextlib.suppress(OSError), open(self._path, "rb", 0) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            for start in (max(0, size - _TAIL), 0):
+                data = os.pread(handle.fileno(), size - start, start)
+                for value in reversed(list(lines.read_lines(data))):
+                    if "o" in value or "e" in value:
+                        return value.get("o", (0, 0))[1], value.get("e", (0, 0))[1]
+        return 0, 0
 
 
 class _Sums(NamedTuple):
@@ -402,6 +414,30 @@ class Ledger:
             host, number = names.read_owner(owner)
             files = [names.output(owner, stream) for stream in ("out", "err")]
             found = self._places[owner] = host, f"w{number}", files[0], files[1]
+        return found
+
+    def running(self) -> list[JobRecord]:
+        """The jobs that run now, after a look, as far as they can be known: exit -1, and `out` and
+        `err` reach to the end of the file, wherever that will be."""
+        found = []
+        for pod in self._pods.values():
+            data = self._read_pod(pod, names.CLAIMED) if self._tally(pod) else None
+            if data is None:
+                continue
+            plan, jobs = lines.read_pod(data)
+            reader = self._reader(pod.owner)
+            begun: dict[int, float] = {}
+            for value in lines.lines_of(reader.read(pod), pod.pod):
+                begun.pop(value["i"], None)
+                if "begin" in value:
+                    begun[value["i"]] = value["begin"]
+            for index, began in begun.items():
+                out, err = (0, 0) if pod.dropped else reader.written()
+                seconds = max(0.0, time.time() - began)
+                result = Result(
+                    -1, 0, began, seconds, out=(out, -1), err=(err, -1), owner=pod.owner
+                )
+                found.append(self._record(pod, plan, jobs[index], index, result))
         return found
 
     # --- history -------------------------------------------------------------------------------

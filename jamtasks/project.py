@@ -159,7 +159,7 @@ class Project:
         Never raises because of one host: its row has None and says why."""
         if count is not None and count < 1:
             raise UsageError(f"hire at least 1 worker, not {count}", "to end workers: fire")
-        identity = job_files.prepare(self.path)
+        identity = self._prepare()
         loaded = self.settings()
         specs = loaded.select(hosts)
         self._specs.update((spec.label, spec) for spec in specs)
@@ -291,7 +291,10 @@ class Project:
                 files, self.name, crew, halt=rule, lease=_lease(), keep=keep, log=log,
                 progress=progress, say=say, ended=all_ended,
             )  # fmt: skip
-            outcome = dispatcher.run()
+            try:
+                outcome = dispatcher.run()
+            except Trouble as error:
+                raise self._unusable(error) from None
             if outcome.watched:
                 return self._report(outcome, None)
             dispatcher.finish()
@@ -339,7 +342,7 @@ class Project:
         """For the dispatcher: as it was hired before."""
         entry = self._hired().get(label, {})
         loaded = self.settings()
-        identity = job_files.prepare(self.path)
+        identity = self._prepare()
         cwd = str(entry.get("cwd") or self.path)
         spec = self._spec(loaded, label)
         return self._hire(loaded, [spec], count, cwd, identity, entry.get("idle"))
@@ -361,8 +364,8 @@ class Project:
         counts = look.counts
         here = Here(self.path)
         told, last = here.other(), here.read()
-        if last.get("state") == "ended" and not (counts.done or counts.failed):
-            ago = duration(max(0.0, time.time() - last.get("ended", 0.0)))
+        if last.get("ended") and not (counts.done or counts.failed):
+            ago = duration(max(0.0, time.time() - last["ended"]))
             notes.append(
                 f"The last dispatch ended {ago} ago: {last.get('done')} done, "
                 f"{last.get('failed')} failed"
@@ -389,6 +392,14 @@ class Project:
     def find(self, job: str) -> JobRecord | None:
         """The last job of that label ("job17", "17", or the name of a dropped file) that ended."""
         return Ledger(Files(self.path)).find(job) if os.path.isdir(self.path) else None
+
+    def running(self) -> list[JobRecord]:
+        """The jobs that run now; what they wrote so far is their `output`. Their exit is -1."""
+        if not os.path.isdir(self.path):
+            return []
+        ledger = Ledger(Files(self.path))
+        ledger.look()
+        return ledger.running()
 
     def output(self, record: JobRecord, stream: str = "out") -> bytes:
         """What the job wrote to stdout ("out") or stderr ("err"); b"" if its file is gone."""
@@ -422,18 +433,24 @@ class Project:
 
     # --- helpers --------------------------------------------------------------------------------
 
-    def _files(self) -> Files:
-        """The project's folder, made if need be."""
+    def _prepare(self) -> str:
+        """Make the project's folder, if need be; what identifies it. Raises JamError."""
         try:
-            job_files.prepare(self.path)
+            return job_files.prepare(self.path)
         except OSError as error:
             raise UsageError(
                 f"the project's folder cannot be made: {error.filename}: {error.strerror}",
                 "set JAM_HOME to another place",
             ) from None
         except Trouble as error:
-            raise JamError(f"the project's folder cannot be used: {error}") from None
+            raise self._unusable(error) from None
+
+    def _files(self) -> Files:
+        self._prepare()
         return Files(self.path)
+
+    def _unusable(self, error: Trouble) -> JamError:
+        return JamError(f"the project's folder {self.path} cannot be used: {error}")
 
     def settings(self) -> Settings:
         """The hosts, as they are configured for this project."""

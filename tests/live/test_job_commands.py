@@ -571,6 +571,23 @@ def test_F7_workers_are_screens_with_a_log_each(jam):
     assert jam.ok("logs", "3")[0] == "hello from job 3\n"
 
 
+def test_F7_logs_of_a_job_that_runs(jam):
+    """Not those of an earlier job of the same number; --follow ends with the job."""
+    jam.ok("dispatch", "--exe", "echo early", "--hire", "1", "--no-fire")
+    body = "echo begun; touch here; while ! test -e gate; do sleep 0.05; done; echo ended"
+    jam.ok("submit", "--exe", f"sh -c '{body}'")
+    wait_until((jam.folder / "here").exists, "it runs", SOON)
+    out, err = jam.ok("logs", "job1")
+    assert (out, err.split()[:2]) == ("begun\n", ["job1", "runs:"])
+    follower = jam.start(*INV, "logs", "job1", "--follow")
+    assert follower.stdout.readline() == "begun\n"
+    (jam.folder / "gate").touch()
+    assert jam.finish(follower)[:2] == (0, "ended\n")
+    out, err = jam.ok("logs", "job1")
+    assert out == "begun\nended\n"
+    assert err.startswith("job1: exit 0, ")
+
+
 def test_F7_attach(jam):
     jam.ok("hire", "1")
     complains(jam.inv("attach", "w1"), 2, "terminal")

@@ -45,6 +45,7 @@ class FakeProject:
             "status": StatusReport("default", 0, 0, 0, 0, 0),
             "order": "",
             "find": None,
+            "running": [],
             "logs": [],
             "output": b"",
         }
@@ -353,12 +354,16 @@ def test_order(jam, fake):
 def test_logs_of_a_job_and_of_a_worker(jam, fake, tmp_path):
     fake.answers["find"] = FAILED
     fake.answers["output"] = b"its output\n"
-    assert jam("logs", "job3", "--err") == (0, "its output\n", "")
+    code, out, err = jam("logs", "job3", "--err")
+    assert (code, out) == (0, "its output\n")
+    assert err == "job3: exit 3, 0.10 s, w2 on lab1: sh -c 'exit 3'\n"
     assert fake.asked("output") == ((FAILED, "err"), {})
     log = tmp_path / "w1.log"
     log.write_text("took job3\n")
     fake.answers["logs"] = [str(log)]
     assert jam("logs", "w1") == (0, "took job3\n", "")
+    fake.answers["running"] = [FAILED]  # of another submission than the one that ended
+    assert "job3 runs: w2 on lab1, 0.10 s" in jam("logs", "3")[2]
 
 
 @pytest.mark.parametrize(
