@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -85,9 +86,9 @@ class Submission:
             try:
                 files.run(steps.submit(self._pods(), self.name))
             except Trouble as error:
-                raise JamError(
-                    f"the jobs could not be written: {error}", "nothing was submitted"
-                ) from None
+                hidden = names.submitted("." + self.name)
+                shutil.rmtree(os.path.join(files.root, hidden), ignore_errors=True)
+                raise JamError(f"the jobs could not be written: {error}") from None
         return self.jobs
 
     def _pods(self) -> Iterator[tuple[Pod, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ from typing import Any
 import pytest
 from sshd import wait_until
 
-from jamtasks import job_report, joblog
-from jamtasks.errors import ReduceError, UsageError
+from jamtasks import job_report, joblog, sweep
+from jamtasks.errors import JamError, ReduceError, UsageError
 from jamtasks.job_report import DispatchReport
 from jamtasks.project import Project
 from worker_payload.jobs import files as job_files
@@ -471,3 +472,27 @@ def test_a_dead_submitters_jobs_become_visible(project):
     files.do(operation)
     project.hire(1)
     assert project.dispatch().done == 1
+
+
+def test_on_a_network_file_system_the_end_is_looked_at_twice(project, here, monkeypatch):
+    monkeypatch.setattr(job_files, "is_network", lambda path: True)
+    monkeypatch.setattr(sweep, "NETWORK_WAIT", 2.0)
+    project.submit("true", repeat=3)
+    project.hire(1)
+    said = Told()
+    report = project.dispatch(say=said)
+    assert report.done == 3
+    assert report.seconds > 2
+    assert any("network file system" in text for text in said.texts)
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_submission(project, monkeypatch):
+    def full(self, folder):
+        raise job_files.Full(folder, OSError(errno.ENOSPC, "No space left on device"))
+
+    job_files.prepare(project.path)
+    monkeypatch.setattr(job_files.Files, "_sync_folder", full)
+    with pytest.raises(JamError, match="No space left"):
+        project.submit("true", repeat=3)
+    assert os.listdir(os.path.join(project.path, names.SUBMITTED)) == []
+    assert project.status().queued == 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import pytest
 
-from jamtasks import job_report, report
+from jamtasks import folding, job_report, parameters, report
 from jamtasks.job_report import (
     KEPT_FAILURES,
     DispatchReport,
@@ -211,3 +212,10 @@ def test_a_job_in_one_line():
     assert line == (
         "job17: exit 3, 2.50 s, 2.0 MB at most, 2 tries, w3 on lab1: gzip -k a.txt"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("tested", [job_report, folding, parameters], ids=lambda m: m.__name__)
+def test_doctests(tested):
+    failed, attempted = doctest.testmod(tested)
+    assert attempted
+    assert not failed
