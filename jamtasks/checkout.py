@@ -78,6 +78,7 @@ BENCHMARKS = {
     "autoencoder": "qjam's experiment",
     "push": "256 MB to a host",
     "startup": "from nothing to the first result",
+    "simulator": "the scheduler against 2,000 simulated hosts",
 }
 
 

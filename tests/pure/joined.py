@@ -1,0 +1,407 @@
+"""A master and its hosts joined in memory: real engine, sessions and agents' state, no processes.
+
+What is real: scheduler, engine (its threads are not started), sessions, frames, `Host`, the fold.
+What is not: connections are queues of frames, workers are lists of tickets, stores are dicts. So
+whoever drives this says when a frame arrives, when a worker answers or dies, and what gets lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from jamtasks import engine as engine_module
+from jamtasks import link as link_module
+from jamtasks.engine import Call, Engine
+from jamtasks.reduction import OrderedFold
+from jamtasks.scheduler import Scheduler
+from jamtasks.session import Session, State
+from jamtasks.settings import HostSpec, Settings
+from worker_payload import records, wire
+from worker_payload.host import Host
+from worker_payload.worker import TASK
+
+BUILD, PROJECT = "b" * 16, "p"
+CODE = sha256(b"code").hexdigest()
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def frame(message: Any) -> bytes:
+    return b"".join(bytes(part) for part in wire.encode(message))
+
+
+def content(call: int, index: int) -> bytes:
+    return b"slice %d of %d" % (index, call)
+
+
+@dataclass(frozen=True)
+class Slice:
+    data: bytes
+
+    @property
+    def digest(self) -> str:
+        return sha256(self.data).hexdigest()
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def parts(self) -> list[bytes]:
+        return [self.data]
+
+
+@dataclass
+class Process:
+    """A worker: what it has in hand, the first of which it works on."""
+
+    tickets: deque[int] = field(default_factory=deque)
+    interrupted: bool = False
+    ending: bool = False  # killed, or told to end
+
+
+class Remote:
+    """A host: its agent while it runs, and the one connection that the master has to it."""
+
+    def __init__(self, name: str, workers: int, clock: Clock):
+        self.name, self.workers, self.clock = name, workers, clock
+        self.agent: Host | None = None
+        self.processes: dict[int, Process] = {}
+        self.digests: dict[int, str] = {}  # of the slice of each ticket
+        self.store: dict[str, bytes] = {}
+        self.arriving: dict[str, bytearray] = {}
+        self.damage = 0  # so many of the next blobs arrive damaged
+        self.number = 0  # of the connection
+        self.unnoticed: list[int] = []  # connections whose end the agent has not seen
+        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.to_agent: deque[bytes] = deque()
+        self.to_master: deque[bytes | None] = deque()  # None: the end of the connection
+        self.connected = False
+
+    def connect(self) -> None:
+        if self.agent is None:
+            self.agent = Host(BUILD, PROJECT, self.workers, 900.0, self.clock.now)
+        self.number += 1
+        self.connected = True
+        self.agent.now = self.clock.now
+        self.agent.master_opened(self.number)
+        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.to_agent, self.to_master = deque(), deque()
+
+    def cut(self) -> None:
+        """Nothing goes through any more; the agent has not noticed."""
+        self.to_agent.clear()
+        self.to_master.clear()
+        if self.connected:
+            self.unnoticed.append(self.number)
+            self.number += 1
+        self.connected = False
+
+    def notice(self) -> None:
+        """The agent sees what connections are no more."""
+        for number in self.unnoticed:
+            if self.agent is not None:
+                self.agent.master_closed(number)
+        self.unnoticed.clear()
+        self.settle()
+
+    def kill(self) -> None:
+        """The agent dies, and its workers."""
+        self.agent, self.connected = None, False
+        self.processes.clear()
+        self.arriving.clear()
+        self.unnoticed.clear()
+        self.to_agent.clear()
+        self.to_master.clear()
+        self.to_master.append(None)
+
+    def receive(self) -> None:
+        """One frame of the master arrives."""
+        data = self.to_agent.popleft()
+        if self.agent is None:
+            return
+        self.agent.now = self.clock.now
+        try:
+            for message in self.decoder.feed(data):
+                self.agent.heard(self.number)
+                self.agent.message(self.number, message)
+                if isinstance(message, wire.Hello):
+                    welcome = wire.Welcome(
+                        wire.VERSION, BUILD, "3.6.15", "CPython", "", 1, self.workers, self.workers,
+                        1 << 30, 1 << 30, self.name, [],
+                    )  # fmt: skip
+                    self.to_master.append(frame(welcome))
+        except wire.ProtocolError:
+            self.agent.master_closed(self.number)
+            self.to_master.append(None)
+        self.settle()
+
+    def tick(self) -> None:
+        if self.agent is not None:
+            self.agent.tick(self.clock.now)
+            self.settle()
+
+    def settle(self) -> None:
+        """Do what the agent's state wants done."""
+        while self.agent is not None and (actions := self.agent.actions()):
+            for action in actions:
+                self._do(self.agent, action)
+
+    def _do(self, agent: Host, action: Any) -> None:
+        kind = type(action)
+        if kind is records.Send:
+            if action.master == self.number:
+                self.to_master.append(frame(action.message))
+        elif kind is records.Close:
+            agent.master_closed(action.master)
+            if action.master == self.number:
+                self.to_master.append(None)
+        elif kind is records.Spawn:
+            self.processes[action.worker] = Process()
+        elif kind is records.Give:
+            for command in action.commands:
+                if command[0] == TASK:
+                    self.digests[command[1]] = command[3]
+                    self.processes[action.worker].tickets.append(command[1])
+        elif kind is records.Withdraw:
+            process = self.processes[action.worker]
+            process.tickets = deque(
+                ticket
+                for index, ticket in enumerate(process.tickets)
+                if not index or not action.after < ticket < action.before
+            )
+        elif kind is records.Interrupt:
+            self.processes[action.worker].interrupted = True
+        elif kind in (records.Kill, records.Retire):
+            if action.worker in self.processes:
+                self.processes[action.worker].ending = True
+        elif kind is records.Look:
+            if action.digest in self.store:
+                agent.blob_here(action.digest, records.Handle(self.store[action.digest], None))
+            else:
+                agent.blob_absent(action.digest)
+        elif kind is records.Keep:
+            self._keep(agent, action)
+        elif kind is records.Abandon:
+            self.arriving.pop(action.digest, None)
+        elif kind is records.Stop:
+            self.agent = None
+
+    def _keep(self, agent: Host, action: records.Keep) -> None:
+        if not action.offset:
+            self.arriving[action.digest] = bytearray()
+        data = self.arriving.setdefault(action.digest, bytearray())
+        data += action.data
+        if action.offset + len(action.data) < action.total:
+            return
+        del self.arriving[action.digest]
+        if self.damage or sha256(data).hexdigest() != action.digest:
+            self.damage = max(0, self.damage - 1)
+            agent.blob_damaged(action.digest)
+        else:
+            self.store[action.digest] = bytes(data)
+            agent.blob_here(action.digest, records.Handle(bytes(data), None))
+
+    # --- its workers -----------------------------------------------------------------------
+
+    def busy(self) -> list[int]:
+        """Workers that have something to do: a task, or to end."""
+        return [
+            number
+            for number, process in self.processes.items()
+            if process.tickets or process.ending
+        ]
+
+    def works(self, number: int, how: str, seconds: float) -> None:
+        """A worker ends what it works on. how: answer, raise, die."""
+        agent, process = self.agent, self.processes[number]
+        assert agent is not None
+        agent.now = self.clock.now
+        if process.ending or how == "die" or not process.tickets:
+            ticket = process.tickets[0] if process.tickets else 0
+            del self.processes[number]
+            agent.gone(number, None, 9, ticket, "last words", "")
+        else:
+            ticket = process.tickets.popleft()
+            interrupted, process.interrupted = process.interrupted, False
+            if interrupted or how == "raise":
+                what = "KeyboardInterrupt" if interrupted else "ValueError"
+                agent.answered(number, ticket, False, False, seconds, (what, "no", "its traceback"))
+            else:
+                answer = self.store[self.digests[ticket]]
+                agent.answered(number, ticket, True, False, seconds, [answer])
+        self.settle()
+
+    def begun(self) -> set[str]:
+        """Digests of what its workers work on."""
+        return {self.digests[p.tickets[0]] for p in self.processes.values() if p.tickets}
+
+
+class World:
+    """A master, its hosts, and one call after the other. workers: by host."""
+
+    def __init__(self, workers: dict[str, int]):
+        self.clock = Clock()
+        self.modules: list[tuple[Any, Any]] = []
+        for module in (engine_module, link_module):
+            self.modules.append((module, module.time))  # type: ignore[attr-defined]
+            module.time = self.clock  # type: ignore[attr-defined]
+        specs = [HostSpec(name, workers=count) for name, count in workers.items()]
+        self.engine = Engine(
+            specs, Settings(tuple(specs)), build=BUILD, project=PROJECT,
+            attach=lambda spec: None,  # type: ignore[arg-type,return-value]
+            on_output=lambda host, output: None,
+        )  # fmt: skip
+        self.remotes = {name: Remote(name, count, self.clock) for name, count in workers.items()}
+        self.call: Call | None = None
+        self.used: Counter[int] = Counter()  # answers that were folded, by slice
+
+    def close(self) -> None:
+        for module, real in self.modules:
+            module.time = real
+        if self.call is not None:
+            self.fold.close()
+
+    def session(self, name: str) -> Session | None:
+        return self.engine.links[name].session
+
+    def is_ready(self, name: str) -> bool:
+        session = self.session(name)
+        return session is not None and session.state is State.READY
+
+    # --- calls -----------------------------------------------------------------------------
+
+    def begin(self, count: int, *, speculate: bool, keep_going: bool, room: int) -> None:
+        """A new call. room: bytes of answers that wait for the fold, before it is full."""
+        number = self.engine.next_id()
+        self.fold = OrderedFold(lambda a, b: a + b, count, in_memory=room, in_file=0)
+        self.used = Counter()
+        self.count = count
+        self.index = {Slice(content(number, i)).digest: i for i in range(count)}
+        self.call = Call(
+            id=number,
+            begin=wire.Begin(number, CODE, "m", "", {}, [b"params"]),
+            blobs=[(CODE, 4, lambda: [b"code"])],
+            slice_of=lambda i: Slice(content(number, i)),
+            scheduler=Scheduler(count, speculate=speculate, move_seconds=0.0),
+            requires=(),
+            needs_numpy=False,
+            keep_going=keep_going,
+        )
+        ready = [self.engine.links[name] for name in self.remotes if self.is_ready(name)]
+        self.engine.submit(self.call, ready, pinned=False)
+        self.pump()
+
+    def end(self) -> None:
+        """The call is over, whatever came of it."""
+        assert self.call is not None
+        self.take_in()
+        self.engine.finish(self.call)
+        self.fold.close()
+        self.call = None
+        self.pump()
+
+    def take_in(self) -> None:
+        """What the folding thread does."""
+        call = self.call
+        if call is None:
+            return
+        for index, _host, segments, *_ in sorted(call.results):
+            self.used[index] += 1
+            self.fold.add(index, segments, lambda parts: [bytes(part) for part in parts])
+        call.results.clear()
+        call.lag = 0
+        for failure in call.failures[call.failures_seen :]:
+            self.used[failure.slice] += 1
+            self.fold.skip(failure.slice)
+        call.failures_seen = len(call.failures)
+        call.head_only = self.fold.next if self.fold.full else None
+
+    def index_of(self, remote: Remote, number: int) -> int | None:
+        """The slice of the call under way that a worker works on."""
+        tickets = remote.processes[number].tickets
+        if self.call is None or not tickets:
+            return None
+        return self.index.get(remote.digests[tickets[0]])
+
+    # --- what happens ----------------------------------------------------------------------
+
+    def connect(self, name: str) -> None:
+        link = self.engine.links[name]
+        if link.session is None:
+            self.remotes[name].connect()
+            link.session = Session(self.engine.hello(link.spec))
+            link.answers, link.asked = {}, {}
+            self.pump()
+
+    def lose(self, name: str) -> None:
+        """The master notices that a connection is no more."""
+        link = self.engine.links[name]
+        if link.session is not None:
+            link.session = None
+            link._lose("gone")
+            self.pump()
+
+    def pump(self) -> None:
+        """Put what the master wants to write on its way."""
+        for name, remote in self.remotes.items():
+            session = self.session(name)
+            while session is not None and session.has_pending():
+                # whole frames, perhaps several: how bytes may be torn is tested with the decoder
+                remote.to_agent.append(b"".join(bytes(part) for part in session.pending()))
+
+    def to_master(self, name: str) -> None:
+        """One frame of a host arrives."""
+        link, data = self.engine.links[name], self.remotes[name].to_master.popleft()
+        session = link.session
+        if session is None:
+            return
+        if data is None:
+            self.lose(name)
+            return
+        try:
+            with self.engine.lock:
+                for message in session.receive(data, self.clock.now):
+                    if not isinstance(message, wire.Output):
+                        self.engine.handle(link, session, message, self.clock.now)
+        except wire.ProtocolError:
+            remote = self.remotes[name]
+            remote.cut()
+            self.lose(name)
+        self.act()
+
+    def act(self) -> None:
+        self.take_in()
+        self.engine.dispatch()
+        self.pump()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        for remote in self.remotes.values():
+            remote.tick()
+        self.act()
+
+    def deliver_all(self) -> None:
+        """Let everything arrive that is on its way, until nothing is."""
+        for _ in range(10_000):
+            moved = False
+            for name, remote in self.remotes.items():
+                if remote.to_agent:
+                    remote.receive()
+                    moved = True
+                if remote.to_master:
+                    self.to_master(name)
+                    moved = True
+            self.pump()
+            if not moved:
+                return
+        raise AssertionError("messages without an end")

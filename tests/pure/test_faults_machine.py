@@ -1,0 +1,295 @@
+"""Whatever breaks, at whatever message: answers are used once and in order, nobody idles in vain,
+and every run ends. Real scheduler, engine, sessions and agents, joined in memory (`joined.py`)."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from joined import World, content
+
+from jamtasks.session import OF_A_CALL
+from worker_payload import wire
+
+STEPS = 60  # per example
+EXAMPLES = 4500 if os.environ.get("JAM_LONG_TESTS") else 200  # 200,000 steps: 100 s of a CPU
+ROUNDS = 600  # until a run must have ended, once nothing breaks any more
+
+WELL = ["answer"] * 12
+PICKS = st.integers(0, 1 << 16)
+
+
+def kind_of(frame):
+    return wire.KINDS[wire.HEAD.unpack_from(frame)[1]]
+
+
+class Faults(RuleBasedStateMachine):
+    """Three hosts, one call after the other, and anything that can happen between them."""
+
+    @initialize(workers=st.lists(st.integers(1, 3), min_size=3, max_size=3), unruly=st.booleans())
+    def start(self, workers, unruly):
+        self.poison = False
+        self.unruly = unruly  # frames are also doubled and swapped, which no channel does
+        self.world = World(dict(zip("abc", workers, strict=True)))
+        for name in self.world.remotes:
+            self.world.connect(name)
+        self.world.deliver_all()
+
+    # --- calls -----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.world.call is None)
+    @rule(
+        count=st.sampled_from([1, 3, 8, 20, 60]),
+        speculate=st.booleans(),
+        keep_going=st.booleans(),
+        room=st.sampled_from([1 << 20, 1 << 20, 1 << 20, 60]),
+        poison=st.booleans(),
+    )
+    def begin(self, count, speculate, keep_going, room, poison):
+        """poison: slice 1 kills every worker that works on it."""
+        self.poison = poison
+        if any(self.world.is_ready(name) for name in self.world.remotes):
+            self.world.begin(count, speculate=speculate, keep_going=keep_going, room=room)
+
+    @precondition(lambda self: self.world.call is not None and self.world.call.settled)
+    @rule()
+    def end(self):
+        self.check_end()
+        self.world.end()
+
+    # --- frames and work -------------------------------------------------------------------
+
+    def channels(self):
+        found = []
+        for name, remote in self.world.remotes.items():
+            found += [(name, "in")] * bool(remote.to_agent)
+            found += [(name, "out")] * bool(remote.to_master)
+        return found
+
+    @precondition(lambda self: self.channels())
+    @rule(pick=PICKS, count=st.sampled_from([1, 2, 4, 20]))
+    def arrives(self, pick, count):
+        for _ in range(count):
+            if found := self.channels():
+                name, way = found[pick % len(found)]
+                if way == "in":
+                    self.world.remotes[name].receive()
+                else:
+                    self.world.to_master(name)
+
+    def busy(self):
+        return [
+            (remote, number) for remote in self.world.remotes.values() for number in remote.busy()
+        ]
+
+    @precondition(lambda self: self.busy())
+    @rule(
+        pick=PICKS,
+        how=st.sampled_from([*WELL, "raise", "die", "die"]),
+        seconds=st.sampled_from([1e-5, 1e-5, 1e-5, 3.0]),
+        count=st.sampled_from([1, 1, 4, 20]),
+    )
+    def works(self, pick, how, seconds, count):
+        for _ in range(count):
+            if found := self.busy():
+                remote, number = found[pick % len(found)]
+                self.work(remote, number, how, seconds)
+                how = "answer"
+
+    def work(self, remote, number, how, seconds):
+        deadly = self.poison and self.world.index_of(remote, number) == 1
+        remote.works(number, "die" if deadly else how, seconds)
+
+    @rule(seconds=st.sampled_from([0.0, 0.02, 0.3, 1.1, 5.0]))
+    def time_passes(self, seconds):
+        self.world.pass_time(seconds)
+
+    # --- faults ----------------------------------------------------------------------------
+
+    @rule(pick=PICKS)
+    def comes(self, pick):
+        names = [name for name in self.world.remotes if self.world.session(name) is None]
+        if names:
+            self.world.connect(names[pick % len(names)])
+
+    @rule(pick=PICKS, what=st.sampled_from(["cut", "freeze", "kill", "damage", "notice", "leave"]))
+    def breaks(self, pick, what):
+        world = self.world
+        name, remote = list(world.remotes.items())[pick % len(world.remotes)]
+        if what == "damage":
+            remote.damage = min(2, remote.damage + 1)
+        elif what == "notice":
+            remote.notice()
+        elif what == "leave":
+            if world.is_ready(name) and world.call is not None:
+                world.call.scheduler.retire_host(name)
+                world.act()
+        elif what == "kill":
+            remote.kill()
+        elif world.session(name) is not None:
+            remote.cut()  # frozen: the master has not noticed, and goes on sending
+            if what == "cut":
+                world.lose(name)
+
+    @precondition(lambda self: self.unruly)
+    @rule(pick=PICKS, double=st.booleans())
+    def frames_go_astray(self, pick, double):
+        names = [name for name in self.world.remotes if self.world.is_ready(name)]
+        if not names:
+            return
+        remote = self.world.remotes[names[pick % len(names)]]
+        if double:  # all answers on their way come twice
+            remote.to_master.extend(
+                frame for frame in [*remote.to_master] if frame and kind_of(frame) in OF_A_CALL
+            )
+        else:
+            frames = remote.to_master if pick & 1 else remote.to_agent
+            if frames and frames[-1] is not None:
+                frames.reverse()
+
+    # --- what must hold --------------------------------------------------------------------
+
+    @invariant()
+    def each_answer_is_used_once(self):
+        world = getattr(self, "world", None)
+        if world is None or world.call is None:
+            return
+        assert all(count == 1 for count in world.used.values()), world.used
+        sched = world.call.scheduler
+        fresh = len(world.call.results) + len(world.call.failures) - world.call.failures_seen
+        assert sched.done == len(world.used) + fresh
+        for name in world.remotes:
+            assert name not in sched or world.session(name) is not None
+
+    @invariant()
+    def no_slice_waits_for_the_scheduler_while_a_worker_idles(self):
+        world = getattr(self, "world", None)
+        if world is None or world.call is None or world.call.settled:
+            return
+        sched = world.call.scheduler
+        if world.call.head_only is None and sched.unassigned:
+            for host in sched._hosts.values():
+                assert len(host.held) >= host.workers, f"{sched.unassigned} wait, {host} idles"
+
+    @rule()
+    def all_arrives(self):
+        """Nothing is on its way any more: then no worker idles while a slice waits elsewhere."""
+        world = self.world
+        for name, remote in world.remotes.items():
+            remote.notice()
+            if not remote.connected:
+                world.lose(name)  # it was silent for too long
+        for _ in range(5):
+            world.deliver_all()
+            world.pass_time(0.3)
+        world.deliver_all()
+        call = world.call
+        if call is None or call.settled or call.head_only is not None or self.unruly:
+            return
+        ready = [name for name in world.remotes if name in call.scheduler]
+        begun = set().union(*(remote.begun() for remote in world.remotes.values()))
+        running = {world.index[digest] for digest in begun if digest in world.index}
+        waiting = [
+            task
+            for task in range(world.count)
+            if not call.scheduler._done[task] and task not in running
+        ]
+        for name in ready:
+            remote = world.remotes[name]
+            working = sum(bool(process.tickets) for process in remote.processes.values())
+            staying = call.scheduler._hosts[name].workers
+            assert not waiting or working >= staying, f"{waiting} wait while {name} idles"
+
+    def check_end(self):
+        """The call is settled: every slice was folded once, in order; or it failed by name."""
+        world, call = self.world, self.world.call
+        world.take_in()
+        if call.error is not None:
+            assert call.failures and not call.keep_going, call.error
+            return
+        failed = {failure.slice for failure in call.failures}
+        good = [content(call.id, i) for i in range(world.count) if i not in failed]
+        assert sorted(world.used) == list(range(world.count))
+        assert failed or call.keep_going or good
+        if good:
+            assert world.fold.result() == good
+
+    def teardown(self):
+        """Once nothing breaks any more, every run ends, and leaves nothing behind."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        try:
+            for remote in world.remotes.values():
+                remote.damage = 0
+                remote.notice()
+            for _ in range(ROUNDS):
+                for name, remote in world.remotes.items():
+                    if not remote.connected:
+                        world.lose(name)
+                    world.connect(name)
+                world.deliver_all()
+                if world.call is None or world.call.settled:
+                    break
+                for remote, number in self.busy():
+                    if number in remote.processes:
+                        self.work(remote, number, "answer", 0.01)
+                world.pass_time(1.0)
+            if world.call is not None:
+                assert world.call.settled, "the run does not end"
+                self.check_end()
+                world.end()
+            world.deliver_all()
+            for remote in world.remotes.values():
+                assert not remote.agent._calls, "a call goes on after its end"
+                for _ in range(10):
+                    for number in remote.busy():
+                        remote.works(number, "answer", 0.01)
+                    world.pass_time(1.1)
+                assert not remote.agent._tickets, "a task goes on after its call"
+        finally:
+            world.close()
+
+
+Faults.TestCase.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestFaults = pytest.mark.timeout(900)(Faults.TestCase)
+
+
+def test_what_a_stuck_worker_has_in_hand_goes_elsewhere():
+    world = World({"a": 1, "b": 1})
+    try:
+        for name in world.remotes:
+            world.connect(name)
+        world.deliver_all()
+        world.begin(60, speculate=False, keep_going=False, room=1 << 20)
+        world.deliver_all()
+        a, b = world.remotes.values()
+        for _ in range(3):
+            for remote in (a, b):
+                remote.works(remote.busy()[0], "answer", 1e-5)
+            world.deliver_all()
+        assert len(next(iter(a.processes.values())).tickets) > 2, "nothing waits in a hand"
+        while b.busy():  # b does all that it can get, a is stuck at once
+            b.works(b.busy()[0], "answer", 1e-5)
+            world.deliver_all()
+        for _ in range(20):
+            world.pass_time(0.3)
+            world.deliver_all()
+            while b.busy():
+                b.works(b.busy()[0], "answer", 1e-5)
+                world.deliver_all()
+        assert world.call.scheduler.left == 1, "only what a is stuck in is left"
+        a.works(a.busy()[0], "answer", 10.0)
+        world.deliver_all()
+        assert world.call.settled
+        world.end()
+    finally:
+        world.close()
