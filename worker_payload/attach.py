@@ -37,6 +37,8 @@ def attach(run, project, build, marker, options):
     Raises AttachError."""
     problem = "no agent"
     for attempt in range(TRIES):
+        if attempt and _is_deserted(1):
+            return LOST
         sock = _connect(run, project, build)
         if sock is not None:
             said = _introduce(sock, project, build, marker)
@@ -51,6 +53,16 @@ def attach(run, project, build, marker, options):
         "the agent of project %s does not answer: %s" % (project, problem),
         log_tail(run, project, build),
     )
+
+
+def _is_deserted(fd):
+    # type: (int) -> bool
+    """Nobody will read what is written there: the connection that we are for is gone."""
+    import select
+
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _connect(run, project, build):

@@ -601,6 +601,22 @@ def test_a_master_that_comes_again_ends_what_it_had_begun(place: Place) -> None:
     assert other.run(ADD, [1], 1) == [2]
 
 
+def test_an_attach_that_nobody_waits_for_does_not_try_for_ever(place: Place) -> None:
+    place.attach().close()
+    place.verb("fire", "default")
+    # from now on no agent can be started: it has nowhere to be
+    (place.run / f"agent.default.{place.build}.lock").unlink()
+    (place.run / f"agent.default.{place.build}.lock").mkdir()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        attach = subprocess.Popen(
+            [sys.executable, str(place.pyz), "attach", "marker", "default"],
+            stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=place.env,
+        )  # fmt: skip
+    ours.close()
+    assert attach.wait(20) == 75
+
+
 def test_a_killed_attach_ends_its_master(place: Place) -> None:
     client = place.attach(workers=1)
     call = client.begin(SLEEP)
