@@ -416,16 +416,22 @@ def status_table(report: StatusReport, width: int | None = None, now: float | No
 
 
 def progress_line(progress: Progress) -> str:
-    """A sweep in one line, for logs and terminals without a bar."""
+    """A sweep in one line, for logs and beside a bar.
+
+    >>> progress_line(Progress(89, 3, 2, 8, 1, 2, rate=4.0, eta=23.0))
+    '90 queued, 2 running, 8 done, 1 failed, 2 workers, 4/s, about 23.0 s to go'
+    """
+    waiting = progress.queued + progress.claimed - progress.running  # taken is not begun
     parts = [
-        f"{progress.done + progress.failed} of {progress.total} jobs",
+        f"{max(0, waiting)} queued",
         f"{progress.running} running",
+        f"{progress.done} done",
         f"{progress.failed} failed",
         counted(progress.workers, "worker"),
     ]
     if progress.rate:
         parts.append(f"{progress.rate:.3g}/s")
-    if progress.eta is not None:
+    if progress.eta:
         parts.append(f"about {duration(progress.eta)} to go")
     return ", ".join(parts)
 

@@ -201,9 +201,11 @@ def test_exit_codes_of_a_sweep(changes, code):
 
 def test_progress_in_one_line():
     text = job_report.progress_line(Progress(50, 10, 4, 38, 2, 4, rate=12.5, eta=90.0))
-    assert text == "40 of 100 jobs, 4 running, 2 failed, 4 workers, 12.5/s, about 1 min 30 s to go"
+    assert (
+        text == "56 queued, 4 running, 38 done, 2 failed, 4 workers, 12.5/s, about 1 min 30 s to go"
+    )
     assert job_report.progress_line(Progress(0, 0, 0, 0, 0, 0)) == (
-        "0 of 0 jobs, 0 running, 0 failed, 0 workers"
+        "0 queued, 0 running, 0 done, 0 failed, 0 workers"
     )
 
 

@@ -413,7 +413,7 @@ def test_progress_in_lines(monkeypatch):
         shown(Progress(87, 4, 2, 8, 1, 2, rate=4.0, eta=23.0))
         while "23" not in stream.getvalue():
             pass
-    assert "9 of 100 jobs" in stream.getvalue()
+    assert "89 queued, 2 running, 8 done, 1 failed, 2 workers, 4/s, about 23" in stream.getvalue()
     assert shown.amount() == (9, 100)
 
 
