@@ -215,8 +215,11 @@ def sweeper(steps: Any, number: int, rounds: int) -> Step:
         yield from steps.sweep(names.read_pod(name), f"{number:08x}{turn:08x}")
 
 
-def submitter(steps: Any, pods: list[tuple[Pod, bytes]]) -> Step:
-    yield from steps.submit(pods, "5b0000000000")
+def submitter(steps: Any, pods: list[tuple[Pod, bytes]], ticket: str = "5b0000000000") -> Step:
+    count = yield from steps.submit(pods, ticket)
+    if not count:
+        yield from steps.discard(ticket)
+    return count
 
 
 def helper(steps: Any) -> Step:

@@ -361,7 +361,7 @@ class Machine(RuleBasedStateMachine):
             self.first += size
         submission = Submission(range(before, self.first))
         self.submissions.append(submission)
-        program = self.steps.submit(pods, f"{self.started:012x}")
+        program = jobs_model.submitter(self.steps, pods, f"{self.started:012x}")
         self.start(program, finished=submission.told)
 
     @precondition(lambda self: len(self.processes) < 8)

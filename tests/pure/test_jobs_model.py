@@ -120,6 +120,10 @@ WORLDS = {
     "a dropped file, and again": (World(drops=("a",), again=True, sweepers=1, faults=1), 20_000),
     "a tail, and past": (World(pods=(2,), give=True, sweepers=1, retire=True, faults=1), 25_000),
     "a submission": (World(pods=(1, 1), submit=True, workers=1, sweepers=1, faults=1), 35_000),
+    "a submission, discarded": (
+        World(pods=(1, 1), submit=True, workers=0, sweepers=0, faults=3),
+        1_000,
+    ),
     "a dropped file and a pod": (World(drops=("a",), pods=(1,), sweepers=1), 3_000),
 }
 
@@ -348,6 +352,14 @@ def submit_what_is_not_on_disk(pods, ticket):
     yield from real_steps.publish(ticket)
 
 
+def discard_in_place(ticket):
+    """Removes pods that a late rename of their folder may show."""
+    folder = names.submitted("." + ticket)
+    for name in (yield List(folder)):
+        yield Remove(names.within(folder, name))
+    yield RemoveFolder(folder)
+
+
 def retire_removes_tails_of_all(done):
     """Takes a tail that nobody who is done has made for one that nobody needs."""
     for name in (yield List(names.TAILS)):
@@ -380,6 +392,7 @@ WRONG = [
     ("sweep", sweep_looks_into_a_token_s_folder, DROP),
     ("submit", submit_file_by_file, SUBMISSION),
     ("submit", submit_what_is_not_on_disk, SUBMISSION),
+    ("discard", discard_in_place, replace(SUBMISSION, faults=2)),
     ("retire", retire_removes_tails_of_all, replace(TAIL, pods=(2, 1), workers=2, retire=True)),
 ]
 

@@ -133,11 +133,17 @@ def publish(ticket):
 
 def discard(ticket):
     # type: (str) -> Steps
-    """Removes what a submit that failed has written."""
-    folder = names.submitted("." + ticket)
+    """Removes what a submit that failed has written. Returns whether it did; False: it became
+    visible after all, or there was nothing.
+
+    Moved away first, so that a late rename of submit finds nothing to show."""
+    folder = names.submitted(".%s.gone" % ticket)
+    if not (yield Rename(names.submitted("." + ticket), folder)):
+        return False
     for name in (yield List(folder)):
         yield Remove(names.within(folder, name))
     yield RemoveFolder(folder)
+    return True
 
 
 def publish_all():
