@@ -45,6 +45,7 @@ def test_a_dataset_larger_than_the_store(small, module):
         for _ in range(2):
             assert master.run(module, None, matrix, slice_size=1) == expected
         assert master.last_run.notes == ()
+        assert master.last_run.hosts[0].note.count("its store is full") == 1
         sent = master.last_run.bytes_sent
         assert master.run(module, None, matrix[:2], slice_size=1) == expected[:2]
         assert master.last_run.bytes_sent <= sent
