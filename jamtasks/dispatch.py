@@ -20,7 +20,7 @@ from . import joblog
 from .errors import JamError
 from .job_report import Failures, HireReport, Progress, valid
 from .ledger import Counts, Ledger, Look
-from .report import FireReport
+from .report import FireReport, counted
 from .sweep import (
     NETWORK_WAIT,
     AllEnded,
@@ -169,9 +169,8 @@ class Dispatcher:
         for action in actions:
             if isinstance(action, AllEnded):
                 if action.removed:
-                    self._notes.append(
-                        f"{action.removed} jobs were removed from the folder by somebody"
-                    )
+                    jobs = counted(action.removed, "job")
+                    self._notes.append(f"Somebody removed {jobs} from the project's folder")
                 if self._stopping is None:
                     return self._outcome(counts)
             else:
