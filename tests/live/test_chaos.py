@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy
 import pytest
-from faults import Running, agents, go_on, is_alive, screen_of, sessions, stop_sshd, stored
+from faults import (
+    Running,
+    agents,
+    go_on,
+    is_alive,
+    screen_of,
+    sessions,
+    stop_sshd,
+    stored,
+    wait_state,
+)
 from sshd import Host, command_line, descendants, kill
 
 from jamtasks import DataSet, Master
@@ -250,6 +260,8 @@ def test_the_same_answer_whatever_breaks(lab, module, monkeypatch, capsys):
             chaos.end()
             print(*chaos.log, sep="\n")
         report = master.last_run
+        for host in hosts:
+            wait_state(master, host.name, "up", 40)
         print(f"{count} slices in {took:.1f} s, {report.retried} again", *report.notes, sep="\n")
     assert answer.tobytes() == expected.tobytes()
     assert report.retried > 0
