@@ -295,15 +295,15 @@ def test_complaints_are_remembered_and_files_that_change_are_read_again(make):
     drop(seen, "notes", "milk\n")
     os.mkdir(os.path.join(seen.folder, "folder"))
     assert seen.take(9, 0.0) == []
-    assert set(seen.complaints) == {"notes", "folder"}
-    assert seen.complaints["folder"] == "it is no file"
+    assert set(seen.complaints()) == {"notes", "folder"}
+    assert seen.complaints()["folder"] == "it is no file"
     drop(seen, "notes")
     assert [item.name for item in seen.take(9, time.monotonic() + 5)] == ["notes"]
-    assert set(seen.complaints) == {"folder"}
+    assert set(seen.complaints()) == {"folder"}
     os.rmdir(os.path.join(seen.folder, "folder"))
     os.unlink(os.path.join(seen.folder, "notes"))
     assert seen.take(9, time.monotonic() + 0.6) == []
-    assert not seen.complaints
+    assert not seen.complaints()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Heart(object):
         self.since = time.time()
         self.note = ""
         self.claims = ()  # type: Iterable[str]
-        self.complaints = {}  # type: Dict[str, str]
+        self.complaints = dict  # type: Callable[[], Dict[str, str]]
         self.ended = 0
         self.failed = 0
 
@@ -121,7 +121,7 @@ class Heart(object):
             ended=self.ended,
             failed=self.failed,
             beats=self._beats,
-            complaints=dict(list(self.complaints.items())[:20]),
+            complaints=dict(list(self.complaints().items())[:20]),
         )
         data = json.dumps(told).encode("ascii")
         data += b" " * (-(len(data) + 1) % _PAD) + b"\n"

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional
 
-from worker_payload import gate, launch, layout, limits, template
+from worker_payload import gate, launch, layout, limits
 from worker_payload.jobs import files, names, steps, work
 
 _LOCK_WITHIN = 30.0
@@ -33,6 +33,8 @@ def hire(run, project, request):
     if request.get("home"):
         environ["JAM_HOME"] = os.path.expanduser(str(request["home"]))
     if request.get("threads"):
+        from worker_payload import template  # which is large
+
         environ.update((name, str(request["threads"])) for name in template.THREADS)
     root = names.home(project, environ)
     _check_home(root, request.get("id"))

@@ -19,7 +19,6 @@ from worker_payload import procs
 GRACE = 1.0  # seconds from TERM to KILL
 SLOW = 1.0  # seconds after which a job is none of the many short ones
 _BUSY_TRIES = 20
-_SPAWNS = hasattr(os, "posix_spawn") and sys.platform.startswith("linux")
 _LOOKS = hasattr(os, "waitid") and hasattr(os, "WNOWAIT")
 _MAXRSS = 1 if sys.platform == "darwin" else 1024
 # what Python ignores, and a program expects to find as usual
@@ -51,6 +50,7 @@ class Processes(object):
         self._meanwhile = None  # type: Optional[Callable[[], None]]
         signal.signal(signal.SIGALRM, self._on_alarm)
         self._adopts = procs.adopt_orphans()
+        self._spawns = _spawns()
 
     def run(self, argv, environ, out, err, timeout=0.0, meanwhile=None):
         # type: (List[Any], Dict[bytes, bytes], int, int, float, Any) -> Ended
@@ -130,7 +130,7 @@ class Processes(object):
 
     def _spawn(self, argv, environ, out, err):
         # type: (List[Any], Dict[bytes, bytes], int, int) -> int
-        if _SPAWNS:
+        if self._spawns:
             return os.posix_spawn(
                 argv[0],
                 argv,
@@ -140,7 +140,7 @@ class Processes(object):
                     (os.POSIX_SPAWN_DUP2, out, 1),
                     (os.POSIX_SPAWN_DUP2, err, 2),
                 ],
-                setpgroup=0,
+                setsid=True,  # a group as well, and without a terminal to be stopped by
                 setsigdef=_USUAL,
             )
         process = subprocess.Popen(
@@ -149,7 +149,7 @@ class Processes(object):
             stdin=self._null,
             stdout=out,
             stderr=err,
-            start_new_session=True,  # not preexec_fn, which is slow: a session is a group as well
+            start_new_session=True,  # not preexec_fn, which is slow
         )
         process.returncode = 0  # waiting is our own affair
         return process.pid
@@ -183,6 +183,20 @@ class Processes(object):
             self._late = True
             left = GRACE
         signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def _spawns():
+    # type: () -> bool
+    """Whether this Python and its C library can spawn as we do. An empty name starts nothing."""
+    if not hasattr(os, "posix_spawn") or not sys.platform.startswith("linux"):
+        return False
+    try:
+        os.posix_spawn("", ["none"], {}, setsid=True)
+    except NotImplementedError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def find(word, path, folder):

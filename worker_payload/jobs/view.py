@@ -158,11 +158,10 @@ class View(object):
         # type: () -> None
         os.close(self._lock)
 
-    @property
     def complaints(self):
         # type: () -> Dict[str, str]
-        """Files that are no jobs, as far as this worker knows: {name: why}."""
-        return dict((name, why[-1]) for name, why in self._head.complaints.items())
+        """Files that are no jobs, as far as this worker knows: {name: why}. For any thread."""
+        return dict((name, why[-1]) for name, why in list(self._head.complaints.items()))
 
     def claimed(self, done):
         # type: (bool) -> None

@@ -71,6 +71,7 @@ class Worker(object):
         self._ending = False
         self._again = False
         beat.claims = _Claims(self)
+        beat.complaints = queue.complaints
 
     def run(self):
         # type: () -> int
@@ -184,7 +185,6 @@ class Worker(object):
         if self._pod_seconds < _BATCH_SECONDS:
             most = max(1, min(_BATCH_MOST, int(_BATCH_SECONDS / max(self._pod_seconds, 1e-4))))
         taken = self._patiently(lambda: self._take(most, until))
-        self._heart.complaints = self._view.complaints
         for item in taken:
             if self._ending or self._draining:
                 break
