@@ -74,12 +74,16 @@ def reducer(name: str) -> ModuleType:
     return loaded
 
 
-def dataset(word: str | None, target: ModuleType) -> Any:
+def dataset(word: str | None, target: ModuleType, shared: bool = False) -> Any:
     """What `--dataset` names, else what the module offers, else None.
+
+    shared: it has to be files, which the hosts read themselves.
 
     A word with a suffix of a file, a glob, or a file that exists is a file; else module.attr.
     Files are looked for in the current folder, then in that of the module."""
     if word is None:
+        if shared:
+            raise UsageError("--shared needs --dataset", "name files that the hosts see too")
         return _offered(target, "dataset")
     home = os.path.dirname(os.path.abspath(getattr(target, "__file__", None) or ""))
     for path in (word, os.path.join(home, word)):
@@ -87,7 +91,9 @@ def dataset(word: str | None, target: ModuleType) -> Any:
         if os.path.isfile(path) or any(map(os.path.isfile, matching)):
             from . import datasets
 
-            return datasets.as_dataset(path)
+            return datasets.as_dataset(path, shared=shared)
+    if shared:
+        raise UsageError(f"--shared: {word} is no file", "name files that the hosts see too")
     hint = "relative to here, or to the module's file"
     if glob.has_magic(word):
         raise DataSetError(f"no file matches {word!r}", hint)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         **HOSTS,
         "dataset": "module.attr, a .npy, .csv or .txt file, or a quoted glob; default: the "
         "module's `dataset`.",
+        "shared": "The hosts see the dataset's files under the same paths, and read them there.",
         "params": "JSON, @file or module.attr; default: the module's `params`.",
         "slice-size": "Items (rows, lines, files) per slice; default: chosen by size and workers.",
         "output": "Write the result to a .npy, .json or .pkl file.",
@@ -59,6 +60,7 @@ def map_(
     project: str = "default",
     accept_new: bool = False,
     dataset: str | None = None,
+    shared: bool = False,
     params: str | None = None,
     slice_size: str | None = None,
     output: str | None = None,
@@ -96,7 +98,7 @@ def map_(
                 Project(project, hosts_file=hosts_file, accept_new=accept_new),
                 target,
                 arguments.params(params, target),
-                arguments.dataset(dataset, target),
+                arguments.dataset(dataset, target, shared),
                 hosts=hosts,
                 slice_size=size,
                 keep_going=keep_going,
@@ -115,7 +117,7 @@ def map_(
         on_notice=(lambda text: None) if quiet else None,
     ) as master:  # connects in the background while we import
         target = arguments.module(module)
-        data = arguments.dataset(dataset, target)
+        data = arguments.dataset(dataset, target, shared)
         values = arguments.params(params, target)
         with contextlib.nullcontext() if quiet else shown:
             result = master.run(

@@ -180,14 +180,33 @@ else:
         dataset is returned as it is. Raises DataSetError for what cannot be cut."""
 
 
-def as_dataset(data: Any) -> BaseDataSet:
-    """As DataSet(data), but what is not yet a dataset is neither frozen nor remembered."""
+def as_dataset(data: Any, *, shared: bool = False) -> BaseDataSet:
+    """As DataSet(data), but what is not yet a dataset is neither frozen nor remembered.
+
+    shared: data names files that the hosts see under the same paths."""
+    if shared:
+        return _shared(data)
     if isinstance(data, BaseDataSet):
         return data
     # a view of an array: the array itself stays writeable
     dataset: BaseDataSet = _pick(data[...] if _is_array(data) else data, {})
     dataset.frozen = False
     return dataset
+
+
+def _shared(data: Any) -> BaseDataSet:
+    kinds = (NpyFileDataSet, TextLinesDataSet, FilesDataSet)
+    try:
+        if isinstance(data, (str, os.PathLike)):
+            found = _pick_files(os.fspath(data), {"shared": True})
+            if isinstance(found, kinds):
+                return found
+    except TypeError:  # of a dataset that knows no `shared`
+        pass
+    raise DataSetError(
+        f"{data if isinstance(data, str) else type_name(data)} cannot be read by the hosts",
+        "shared data are .npy files, text files, or lists of files, by name",
+    )
 
 
 def _pick(data: Any, options: dict[str, Any]) -> Any:

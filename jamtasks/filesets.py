@@ -8,6 +8,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from worker_payload.shared import Part, Piece, Stamp, lines_of, stamp
+
 from .errors import DataSetError
 from .slices import Bounds, Cut, even_bounds, slice_count
 
@@ -21,18 +23,42 @@ class _OfFiles(Cut):
     again; one that changes during a run is an error."""
 
     _steady = True  # because _check looks
+    _kind = ""  # of shared.Part
 
-    def __init__(self, paths: Iterable[Path], slice_size: int | None):
+    def __init__(self, paths: Iterable[Path], slice_size: int | None, shared: bool):
         super().__init__(slice_size)
         self._paths = [os.fspath(path) for path in paths]
         if not self._paths:
             raise DataSetError("the dataset is empty: no files")
         self._stamps = [_stamp(path) for path in self._paths]
+        self._shared = shared
+        self._seals: dict[int, Stamp] = {}
+
+    def _part(self, places: Iterable[tuple[int, int, int]]) -> Part:
+        """(number of a file, start, stop) each, to be read by the hosts themselves."""
+        return Part(
+            self._kind,
+            tuple(
+                Piece(os.path.realpath(self._paths[number]), *self._seal(number), start, stop)
+                for number, start, stop in places
+            ),
+        )
+
+    def _seal(self, number: int) -> Stamp:
+        """By what the hosts know the file."""
+        if number not in self._seals:
+            try:
+                self._seals[number] = stamp(self._paths[number])
+            except OSError as error:
+                raise DataSetError(f"cannot read {self._paths[number]}: {error.strerror}") from None
+        self._check(number)
+        return self._seals[number]
 
     def _refresh(self) -> None:
         stamps = [_stamp(path) for path in self._paths]
         if stamps != self._stamps:
             self._stamps = stamps
+            self._seals.clear()
             self.changed()
 
     def _check(self, number: int) -> None:
@@ -56,12 +82,14 @@ class _OfFiles(Cut):
 class NpyFileDataSet(_OfFiles):
     """An array in a .npy file, cut into rows; a slice is an array. The file is never read whole.
 
-    slice_size: rows per slice."""
+    slice_size: rows per slice. shared: the hosts see the file under the same path, and map their
+    rows of it themselves; nothing is sent."""
 
     _needs_numpy = True
+    _kind = "npy"
 
-    def __init__(self, path: Path, *, slice_size: int | None = None):
-        super().__init__([path], slice_size)
+    def __init__(self, path: Path, *, slice_size: int | None = None, shared: bool = False):
+        super().__init__([path], slice_size, shared)
         self._map()
 
     def _map(self) -> None:
@@ -91,6 +119,8 @@ class NpyFileDataSet(_OfFiles):
     def _take(self, start: int, stop: int) -> Any:
         import numpy as np
 
+        if self._shared:
+            return self._part([(0, start, stop)])
         self._check(0)  # a file cut short under a mapping would kill us, not raise
         return np.asarray(self._array[start:stop])
 
@@ -102,16 +132,25 @@ class TextLinesDataSet(_OfFiles):
     """The lines of text files (UTF-8; other bytes as surrogate escapes), one file after another.
 
     A slice is a list of lines with their ends, as reading a file gives them. Files are cut by
-    bytes and never read whole; slice_size (lines per slice) takes one look at all of them."""
+    bytes and never read whole; slice_size (lines per slice) takes one look at all of them. shared:
+    the hosts see the files under the same paths, and read their lines themselves."""
 
-    def __init__(self, paths: Path | Iterable[Path], *, slice_size: int | None = None):
-        super().__init__([paths] if isinstance(paths, (str, os.PathLike)) else paths, slice_size)
+    _kind = "lines"
+
+    def __init__(
+        self,
+        paths: Path | Iterable[Path],
+        *,
+        slice_size: int | None = None,
+        shared: bool = False,
+    ):
+        super().__init__(_list_of(paths), slice_size, shared)
 
     def _starts(self) -> list[int]:
         """Where each file begins, and where the last one ends, with all of them in a row."""
         starts = [0]
-        for stamp in self._stamps:
-            starts.append(starts[-1] + stamp[0])
+        for size, _, _ in self._stamps:
+            starts.append(starts[-1] + size)
         return starts
 
     def _bounds(self, workers: int, slice_size: int | None) -> Bounds:
@@ -168,34 +207,48 @@ class TextLinesDataSet(_OfFiles):
             yield position, data
             position += len(data)
 
-    def _take(self, start: int, stop: int) -> list[str]:
-        starts = self._starts()
+    def _take(self, start: int, stop: int) -> list[str] | Part:
+        places = list(self._places(start, stop))
+        if self._shared:
+            return self._part(places)
         lines: list[str] = []
+        for place in places:
+            lines += lines_of(self._read(*place))
+        return lines
+
+    def _places(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(number of a file, its first, its last byte) between two positions."""
+        starts = self._starts()
         number = bisect_right(starts, start) - 1
         while number < len(self._paths) and starts[number] < stop:
             first = max(start, starts[number]) - starts[number]
             last = min(stop, starts[number + 1]) - starts[number]
             if first < last:
-                data = self._read(number, first, last)
-                # not splitlines(), to which form feeds and half a dozen more are line ends
-                *whole, rest = data.decode("utf-8", "surrogateescape").split("\n")
-                lines += [line + "\n" for line in whole]
-                if rest:
-                    lines.append(rest)
+                yield number, first, last
             number += 1
-        return lines
 
 
 class FilesDataSet(_OfFiles):
-    """Whole files; a slice is a list of (name, bytes). slice_size: files per slice."""
+    """Whole files; a slice is a list of (name, bytes). slice_size: files per slice. shared: the
+    hosts see the files under the same paths, which then are absolute, and read them themselves."""
 
-    def __init__(self, paths: Path | Iterable[Path], *, slice_size: int | None = None):
-        super().__init__([paths] if isinstance(paths, (str, os.PathLike)) else paths, slice_size)
+    _kind = "files"
+
+    def __init__(
+        self,
+        paths: Path | Iterable[Path],
+        *,
+        slice_size: int | None = None,
+        shared: bool = False,
+    ):
+        super().__init__(_list_of(paths), slice_size, shared)
 
     def _bounds(self, workers: int, slice_size: int | None) -> Bounds:
         return even_bounds(len(self._paths), "the list of files", workers, slice_size)
 
-    def _take(self, start: int, stop: int) -> list[tuple[str, bytes]]:
+    def _take(self, start: int, stop: int) -> list[tuple[str, bytes]] | Part:
+        if self._shared:
+            return self._part((n, 0, self._stamps[n][0]) for n in range(start, stop))
         return [
             (self._paths[number], self._read(number, 0, self._stamps[number][0]))
             for number in range(start, stop)
@@ -203,6 +256,10 @@ class FilesDataSet(_OfFiles):
 
     def _large(self, bounds: Bounds) -> bool:
         return True
+
+
+def _list_of(paths: Path | Iterable[Path]) -> Iterable[Path]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
 
 
 def _some(names: Sequence[str]) -> str:

@@ -52,6 +52,9 @@ PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are
 PATIENT_SECONDS = 200e-6  # that a task may take for that
 
 
+_NOT_SHARED = "worker_payload.shared.NotShared"
+
+
 class Host(Blobs):
     """idle_timeout: seconds without a master after which the agent ends. workers: the default."""
 
@@ -354,6 +357,8 @@ class Host(Blobs):
             items, segments = self._results.get(call) or self._results.setdefault(call, ([], []))
             items.append([task.id, worker.slot, len(payload), round(seconds, 6)])
             segments += payload
+        elif payload[0] == _NOT_SHARED:
+            self._refuse(call, payload[1])  # other hosts may see the file
         else:
             self._send(call.master, wire.Failure(call.id, task.id, worker.slot, *payload))
 

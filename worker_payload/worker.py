@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional
 
-from worker_payload import calls, codec, links, wire
+from worker_payload import calls, codec, links, shared, wire
 
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
 ANSWER = struct.Struct("<BBQdI")
@@ -301,6 +301,7 @@ class Worker(object):
             return self._span(call, function, read_blob(source, call.writable), began)
         params = call.shared[0] if call.shared is not None else call.get_params()
         piece = None if source is None else read_blob(source, call.writable)
+        piece = shared.load(piece, call.writable)
         return self._encode(function(params, piece))
 
     def _span(self, call, function, pieces, began):
@@ -308,6 +309,7 @@ class Worker(object):
         """Map each of these; what is not done in good time is left to others."""
         results = []  # type: List[Any]
         for piece in pieces:
+            piece = shared.load(piece, call.writable)
             if call.function is not None:
                 results.append(function(piece))
             else:

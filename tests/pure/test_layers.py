@@ -27,7 +27,7 @@ LAYERS = {
     "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,
     "cli": 6,
 }  # fmt: skip
-SHARED = {"wire", "codec", "layout"} | {  # what the master may use of the payload
+SHARED = {"wire", "codec", "layout", "shared"} | {  # what the master may use of the payload
     f"jobs.{name}" for name in "names lines files steps commands leases mapping".split()
 }
 # Loaded by functions when they need them: `inv --list` pays for none of these.

@@ -59,7 +59,7 @@ def follow(path):
 def main(folder, index, target):
     # type: (str, int, str) -> int
     """The verb `slice`: 0 and an answer, or 1 and a traceback on stderr."""
-    from worker_payload import calls, codec, template, worker
+    from worker_payload import calls, codec, shared, template, worker
 
     for name in template.THREADS:  # before numpy is imported
         os.environ.setdefault(name, "1")
@@ -77,7 +77,7 @@ def main(folder, index, target):
         function = calls.load(blob(CODE), about["module"])
         params = blob(PARAMS)
         piece = blob(given(index)) if about["slices"] else None
-        result = function(params, piece)
+        result = function(params, shared.load(piece, bool(about["writable"])))
         try:
             parts = codec.blob_parts(codec.encode(result))
         except codec.EncodeError as error:
