@@ -166,6 +166,20 @@ def test_a_torn_line_counts_when_it_is_whole(world):
     assert seen(ledger) == (0, 1, 0, 1, 0)
 
 
+def test_a_pod_is_settled_when_all_its_results_are_in_sight(world):
+    (pod,) = world.submit(2)
+    held = world.claim(pod)
+    world.end(held, [BAD])
+    world.commit(held)  # the file server shows the name before the last line
+    ledger = Ledger(world.files)
+    look = ledger.look()
+    assert (look.settled, look.counts) == ((), Counts(claimed=1, failed=1))
+    world.end(held, [GOOD], 1)
+    look = ledger.look()
+    assert [failed for _, failed in look.settled] == [True]
+    assert look.counts == Counts(done=1, failed=1)
+
+
 def test_nothing_is_listed_while_nothing_changes(world, monkeypatch):
     world.submit(3)
     ledger = Ledger(world.files)
