@@ -426,7 +426,8 @@ def test_a_killed_keeper_takes_all_with_it_and_hire_mends_it(project, lab, monke
 
 def test_keeper_and_worker_killed_at_once(project, lab):
     project.hire(1)
-    project.submit([*SH, f"(setsid sleep 61 &) ; {UNTIL}", "sh", "{}"], [["a"]])
+    project.submit([*SH, f"(setsid sleep 61 &) ; {UNTIL}", "sh", "{}"], [["a"]],
+                   env=(("LEFT", "at-once"),))  # fmt: skip
     wait_until(lambda: begun(project))
     for pid in (project.workers()[0]["pid"], project.worker_pid()):
         os.kill(pid, signal.SIGKILL)
@@ -437,7 +438,7 @@ def test_keeper_and_worker_killed_at_once(project, lab):
     (result,) = project.wait(1)
     assert not result.failed and begun(project) == ["a", "a"]
     assert len(project.hearts()) == 1
-    wait_until(lambda: not marks("sleep 61"))
+    wait_until(lambda: not marks("LEFT=at-once"))
 
 
 def test_fire_after_both_were_killed(project, lab):
