@@ -329,8 +329,9 @@ def test_F2_a_file_that_is_copied_slowly_is_started_whole(jam):
             time.sleep(0.3)  # as slowly as a network; nothing can be waited for
         copy.stdin.close()
         copy.wait(10)
-    jam.ok("dispatch")
-    assert (jam.queue().parent / "jobs").is_dir()
+    value = jam.value("dispatch")
+    assert (value["done"], value["failed"]) == (1, 0)
+    assert jam.lines("got") == ["a line"] * 5
 
 
 def test_F2_what_is_no_job_is_left_alone_and_named(jam):
@@ -373,6 +374,7 @@ def test_F4_no_fire_leaves_the_workers(jam):
 def test_F4_keep_stays_for_jobs_that_come_later(jam):
     jam.ok("hire", "1")
     process = jam.start(*INV, "dispatch", "--keep")
+    wait_until((jam.home() / "dispatcher").exists, "it dispatches", SOON)
     for n in (1, 2):
         jam.drop(f"job{n}", f"#!/bin/sh\necho {n} >> {jam.folder}/got\n")
         wait_until(lambda n=n: len(jam.lines("got")) == n, "it ran", SOON)
