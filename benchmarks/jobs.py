@@ -164,9 +164,141 @@ def throughput() -> None:
         print(f"not installed, and so not measured: {', '.join(missing)}")
 
 
+# --- very many jobs ----------------------------------------------------------------------------
+
+TIMED = 4_000  # jobs, of which the cost per job is told
+DISPATCHER = """
+import resource, sys, threading
+from jamtasks.project import Project
+told = []
+def progress(now):
+    told.append(now)
+    if now.done >= int(sys.argv[2]):
+        print(now.queued, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
+        raise KeyboardInterrupt
+try:
+    Project(sys.argv[1]).dispatch(progress=progress)
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def very_many() -> None:
+    """A million jobs: how fast they are submitted, what the dispatcher needs, and whether a job
+    costs more while they wait."""
+    rows = []
+    for jobs in (TIMED, MILLION):
+        project = Project(f"many-{jobs}")
+        began = time.perf_counter()
+        project.submit(["/bin/true"], parameters=map(str, range(jobs)))
+        submitted = jobs / (time.perf_counter() - began)
+        project.hire(WORKERS)
+        began = time.perf_counter()
+        try:
+            words = [sys.executable, "-c", DISPATCHER, project.name, str(TIMED * 9 // 10)]
+            done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+            seconds = time.perf_counter() - began
+            left, megabytes = done.stdout.split()
+        finally:
+            project.fire()
+        each = seconds / (TIMED * 0.9) * 1e3
+        rows.append([f"{jobs:,}", f"{submitted:,.0f}", f"{each:.2f}", left, megabytes])
+    common.table(
+        f"Very many jobs: /bin/true, {WORKERS} workers; per job, of the first {TIMED * 9 // 10}",
+        ["jobs", "submitted per second", "ms per job", "left in the queue", "dispatcher, MB"],
+        rows,
+    )
+
+
+# --- nothing to do -----------------------------------------------------------------------------
+
+
+def processes(folder: Path) -> list[int]:
+    """All that belong to this benchmark's home."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(OSError):
+                if str(folder).encode() in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def cpu(pids: list[int]) -> float:
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def file_calls(pids: list[int], seconds: float, root: str) -> float | None:
+    """System calls per second that name something below root; None without strace."""
+    if not shutil.which("strace"):
+        return None
+    log = tempfile.NamedTemporaryFile(suffix=".strace")  # noqa: SIM115
+    words = ["strace", "-f", "-qq", "-y", "-e", "trace=%file,getdents64", "-o", log.name]
+    tracer = subprocess.Popen([*words, *(f"-p{pid}" for pid in pids)], stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    tracer.terminate()
+    tracer.wait()
+    lines = Path(log.name).read_text(errors="replace").splitlines()
+    return sum(root in line for line in lines) / seconds
+
+
+def idle(folder: Path) -> None:
+    """Hired workers and a waiting dispatcher."""
+    project = Project("idle")
+    project.hire(IDLE_WORKERS)
+    code = "from jamtasks.project import Project; Project('idle').dispatch(keep=True)"
+    dispatcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        time.sleep(5.0)  # until all have settled
+        pids = processes(folder)
+        before = cpu(pids)
+        time.sleep(IDLE_SECONDS)
+        share = (cpu(pids) - before) / IDLE_SECONDS
+        calls = file_calls(pids, IDLE_SECONDS / 2, project.path)
+        taken = [dropped(project, number) for number in range(DROPS)]
+    finally:
+        dispatcher.kill()
+        dispatcher.wait()
+        project.fire()
+    common.table(
+        f"Nothing to do: {IDLE_WORKERS} workers and a dispatcher that waits",
+        ["", ""],
+        [
+            ["CPU, share of one core", f"{share * 100:.2f} %"],
+            ["file operations on the project per second", "?" if calls is None else f"{calls:.1f}"],
+            ["a dropped file starts after, median", f"{statistics.median(taken):.2f} s"],
+            ["the slowest", f"{max(taken):.2f} s"],
+        ],
+    )
+
+
+def dropped(project: Project, number: int) -> float:
+    """Seconds from the moment a file is in the queue to the moment its job runs."""
+    mark = Path(project.path, f"mark{number}")
+    aside = Path(project.path, f"drop{number}.sh")
+    aside.write_text(f"#!/bin/sh\ndate +%s.%N > {mark}.tmp && mv {mark}.tmp {mark}\n")
+    aside.chmod(0o755)
+    time.sleep(0.37)  # at no particular moment of anybody's second
+    began = time.time()
+    aside.rename(Path(project.path, "jobqueue", aside.name))
+    deadline = time.monotonic() + 30
+    while not mark.exists():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{aside.name} was not run in 30 s")
+        time.sleep(0.01)
+    return float(mark.read_text()) - began
+
+
 def main() -> None:
-    with place():
+    with place() as folder:
         throughput()
+        very_many()
+        idle(folder)
 
 
 if __name__ == "__main__":

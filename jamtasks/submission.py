@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -84,12 +84,24 @@ class Submission:
         if self.jobs:
             self._spool.seek(0)
             try:
-                files.run(steps.submit(self._pods(), self.name))
+                reason = "the file server does not show them"
+                if files.run(steps.submit(self._pods(), self.name)):
+                    return self.jobs
             except Trouble as error:
-                hidden = names.submitted("." + self.name)
-                shutil.rmtree(os.path.join(files.root, hidden), ignore_errors=True)
-                raise JamError(f"the jobs could not be written: {error}") from None
+                reason = str(error)
+            if not self._became_visible(files):
+                raise JamError(f"the jobs could not be written: {reason}", "nothing was submitted")
         return self.jobs
+
+    def _became_visible(self, files: Files) -> bool:
+        """Whether a submission that failed is there all the same; else nothing is left of it."""
+        with contextlib.suppress(Trouble):
+            if files.run(steps.discard(self.name)):
+                return False
+            if self.name in files.do(steps.List(names.SUBMITTED)):
+                files.run(steps.publish(self.name))  # or whoever dispatches does it
+                return True
+        return False
 
     def _pods(self) -> Iterator[tuple[Pod, bytes]]:
         size = pod_size(self.jobs)

@@ -108,6 +108,7 @@ def test_defaults(jam, fake, module):
         "project": "default",
         "hosts_file": None,
         "accept_new": False,
+        "on_notice": None,
     }
     assert fake.called.pop("module").__name__ == name
     assert fake.called == {
@@ -117,6 +118,7 @@ def test_defaults(jam, fake, module):
         "keep_going": False,
         "writable": False,
         "speculate": None,
+        "task_timeout": None,
     }
     assert fake.closed
 
@@ -125,7 +127,7 @@ def test_every_flag_arrives(jam, fake, module):
     code, _, _ = jam(
         "map", module(PLAIN), "--hosts", "a,b*4", "--hosts-file", "h.yaml", "--project", "p",
         "--accept-new", "--params", '{"a": [1]}', "--slice-size", "7", "--keep-going",
-        "--writable", "--no-speculate",
+        "--writable", "--no-speculate", "--task-timeout", "1.5m",
     )  # fmt: skip
     assert code == 0
     fake.made.pop("progress")
@@ -134,6 +136,7 @@ def test_every_flag_arrives(jam, fake, module):
         "project": "p",
         "hosts_file": "h.yaml",
         "accept_new": True,
+        "on_notice": None,
     }
     fake.called.pop("module")
     assert fake.called == {
@@ -143,6 +146,7 @@ def test_every_flag_arrives(jam, fake, module):
         "keep_going": True,
         "writable": True,
         "speculate": False,
+        "task_timeout": 90.0,
     }
 
 
