@@ -703,7 +703,7 @@ def test_F8_either_plane(jam):
     ("flags", "expected"),
     [
         (["--exe", "echo x", "--repeat", "3"], ["x", "x", "x"]),
-        (["--exe", "echo", "--parameters", "a b,c"], ["a b", "c"]),
+        (["--exe", "printf <%s>", "--parameters", "a  b,c"], ["<a  b>", "<c>"]),
         (["--exe", "echo $2-$1", "--parameters", "a#b,c#d"], ["b-a", "d-c"]),
         (["--exe", "echo {1} {}", "--parameters", "a,b"], ["a a", "b b"]),
         (["--exe", "echo {.} {/}", "--parameters", "d/x.txt"], ["d/x x.txt"]),
