@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -425,3 +426,21 @@ def test_status_says_who_dispatches_and_what_is_missing():
         "Order: name",
         "No workers are hired: inv hire",
     ]
+
+
+def test_every_flag_in_the_readme_is_one():
+    """In the table of commands, and in the lines that one may type."""
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    tasks = {one.name: one for one in (*jobs_cli.TASKS, cli.fire)}
+    looked = set()
+    for line in text.splitlines():
+        found = re.match(r"(?:\| `|\$ )?inv (\w+)", line)
+        if not found or found[1] not in tasks:
+            continue
+        flags = {f"--{name}" for one in tasks[found[1]].get_arguments() for name in one.names}
+        flags |= {flag.replace("--", "--no-") for flag in flags}
+        unquoted = re.sub(r"'[^']*'", "", line)  # without the programs that jobs run
+        said = set(re.findall(r"(?<![\w-])--[a-z-]+", unquoted))
+        assert said <= flags, line
+        looked.add(found[1])
+    assert looked == tasks.keys()
