@@ -101,18 +101,16 @@ class NoMapFunction(Exception):
     """The module has no mapfunc."""
 
 
-_loaded = {}  # type: Dict[str, types.ModuleType]
-
-
 def load(bundle, name, wanted=None):
     # type: (Dict[str, Any], str, Optional[str]) -> Any
     """The mapfunc of module `name` of a bundle {"main": ..., "modules": ...}, or the function of
     that qualified name in it."""
-    module = _loaded.get(name)
+    loaded = bundle.setdefault("loaded", {})
+    module = loaded.get(name)
     if module is None:
         finder = Bundle(bundle["modules"])
         finder.install()
-        module = _loaded[name] = finder.load(name)
+        module = loaded[name] = finder.load(name)
     function = module  # type: Any
     for part in (wanted or "mapfunc").split("."):
         function = getattr(function, part, None)

@@ -5,10 +5,18 @@ import types
 
 import pytest
 
-from jamtasks import archive, bootstrap, fleet
+from jamtasks import archive, bootstrap, fleet, presence
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec, Settings
 from worker_payload import wire
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path, monkeypatch):
+    """Masters that really run here hear nothing of these tests."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("JAM_RUN_DIR", str(tmp_path))
+
 
 SETTINGS = Settings()
 SPECS = [HostSpec("a", workers=3), HostSpec("b")]
@@ -122,12 +130,20 @@ def test_an_agent_that_says_nothing_is_given_up(attach, monkeypatch):
     assert "said nothing" in a.note
 
 
+def ended(count, left=0, names=(), workers=0, draining=0):
+    """What a host answers to `fire`."""
+    return {
+        "ended": count, "left": left, "names": list(names), "workers": workers,
+        "draining": draining,
+    }  # fmt: skip
+
+
 def test_hosts_are_done_at_the_same_time(monkeypatch):
     meeting = threading.Barrier(8, timeout=10)
 
-    def command(spec, settings, project, verb):
+    def command(spec, settings, project, verb, request):
         meeting.wait()
-        return {"ended": 1, "left": 0, "names": []}
+        return ended(1)
 
     monkeypatch.setattr(bootstrap, "command", command)
     specs = [HostSpec(f"h{i}") for i in range(8)]
@@ -137,13 +153,41 @@ def test_hosts_are_done_at_the_same_time(monkeypatch):
 
 
 def test_fire_never_says_zero_of_a_host_it_could_not_ask(monkeypatch):
-    def command(spec, settings, project, verb):
+    def command(spec, settings, project, verb, request):
         assert (project, verb) == ("p", "fire")
+        assert request == {"agents": True, "workers": True, "drain": False}
         if spec.name == "b":
             raise HostError("b", "no route")
-        return {"ended": 4, "left": 1, "names": ["python (pid 7)"]}
+        return ended(4, left=1, names=["python (pid 7)"])
 
     monkeypatch.setattr(bootstrap, "command", command)
     a, b = fleet.fire(SETTINGS, SPECS, "p").hosts
     assert (a.ended, a.left, a.note) == (4, 1, "python (pid 7)")
     assert (b.ended, b.left, b.note) == (None, None, "no route")
+
+
+def test_a_host_that_drains_is_asked_until_nothing_does(monkeypatch):
+    answers = [ended(1, workers=1, draining=2), ended(0, draining=2), ended(2, workers=2)]
+
+    def command(spec, settings, project, verb, request):
+        assert request["drain"]
+        return answers.pop(0)
+
+    monkeypatch.setattr(bootstrap, "command", command)
+    (row,) = fleet.fire(SETTINGS, SPECS[:1], "p", agents=False, drain=True).hosts
+    assert (row.ended, row.workers, row.left) == (3, 3, 0) and not answers
+
+
+def test_what_was_done_to_hosts_is_told_to_masters_here(monkeypatch, attach):
+    listener = presence.Presence("p")
+    monkeypatch.setattr(bootstrap, "command", lambda *args: ended(1))
+    fleet.fire(SETTINGS, SPECS, "p", agents=False)
+    assert listener.news() == [], "its agents live on"
+    fleet.fire(SETTINGS, SPECS, "p")
+    attach(a=FakeChannel(welcome()), b=HostError("b", "no route"))
+    fleet.bootstrap(SETTINGS, SPECS, "p")
+    assert listener.news() == [
+        presence.News("fire", ("a", "b")),
+        presence.News("bootstrap", ("a",)),
+    ]
+    listener.close()
