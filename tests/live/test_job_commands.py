@@ -124,7 +124,8 @@ class Terminal:
 def jam(tmp_path, lab):
     jobs = Jobs(tmp_path, lab)
     yield jobs
-    for project in sorted(path.name for path in Path(os.environ["HOME"], ".jam").glob("*")):
+    top = os.environ.get("JAM_HOME") or os.path.join(os.environ["HOME"], ".jam")
+    for project in sorted(path.name for path in Path(top).glob("*")):
         jobs.inv("fire", "--jobs", "--project", project)
 
 
@@ -546,6 +547,27 @@ def test_F6_relative_paths(jam):
     jam.ok("dispatch", cwd=jam.folder / "elsewhere")
     hired = jam.folder / "hired"
     assert (hired / "one.log").read_text() == f"{hired}/here.sh in {hired}\n"
+
+
+def test_F6_another_folder_is_shared(jam, monkeypatch):
+    """The hosts have homes of their own and are told of JAM_HOME."""
+    monkeypatch.setenv("JAM_TRANSPORT", "openssh")
+    monkeypatch.setenv("JAM_HOME", str(jam.folder / "shared"))
+    jam.lab.host("lab1")
+    jam.lab.host("lab2", key="host2")
+    # lab2 has it under another path
+    (jam.folder / "elsewhere").symlink_to("shared")
+    settings = f"hosts:\n  lab1:\n  lab2: {{env: {{JAM_HOME: {jam.folder}/elsewhere}}}}\n"
+    (jam.folder / "hosts.yaml").write_text(settings)
+    out, _ = jam.ok("hire", "1", "--hosts", "lab2")
+    (worker,) = jam.status()["workers"]
+    environment = Path(f"/proc/{worker['pid']}/environ").read_bytes().split(b"\0")
+    assert f"JAM_HOME={jam.folder}/elsewhere".encode() in environment
+    jam.ok("fire", "--jobs")
+    out, err = jam.ok("dispatch", "--exe", "sh -c 'echo $HOME'", "--hosts", "lab1*1", "--hire")
+    assert out.startswith("1 job done, 0 failed"), err
+    assert jam.ok("logs", "1")[0] == f"{jam.lab.hosts['lab1'].home}\n"
+    assert not (Path(os.environ["HOME"]) / ".jam").exists()
 
 
 def test_F6_a_home_that_is_not_shared_is_refused(jam, monkeypatch):

@@ -29,9 +29,10 @@ def hire(run, project, request):
     Answers hired (started now), total (that run), names, notes. Raises HireError, OSError,
     files.Trouble."""
     environ = dict(os.environ)
-    environ.update((str(key), str(value)) for key, value in (request.get("env") or {}).items())
     if request.get("home"):
         environ["JAM_HOME"] = os.path.expanduser(str(request["home"]))
+    # later, because a host may see the shared folder elsewhere
+    environ.update((str(key), str(value)) for key, value in (request.get("env") or {}).items())
     if request.get("threads"):
         from worker_payload import template  # which is large
 
