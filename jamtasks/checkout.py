@@ -75,10 +75,13 @@ def types(c: Context) -> int:
 
 BENCHMARKS = {
     "rounds": "a round of tiny calls",
+    "tasks": "20,000 tiny tasks",
     "autoencoder": "qjam's experiment",
     "push": "256 MB to a host",
     "startup": "from nothing to the first result",
     "simulator": "the scheduler against 2,000 simulated hosts",
+    "jobs": "jobs per second, a million jobs, idle workers",
+    "shared_home": "640 simulated workers on one directory",
 }
 
 
