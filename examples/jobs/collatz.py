@@ -35,7 +35,9 @@ def main(path):
     logfile = job.get("control", "logfile")
     os.makedirs(os.path.dirname(logfile) or ".", exist_ok=True)
     with open(logfile, "w") as handle:
-        handle.write("of %d to %d, %d takes most: %d steps\n" % (first, last, *longest(first, last)))
+        handle.write(
+            "of %d to %d, %d takes most: %d steps\n" % (first, last, *longest(first, last))
+        )
 
 
 if __name__ == "__main__":
