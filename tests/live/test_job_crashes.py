@@ -250,7 +250,7 @@ class Fire:
     def check(self, gates: int = 0) -> list[JobRecord]:
         """The records, once all has ended."""
         for folder in (names.QUEUE, names.CLAIMED, names.TAILS, names.SUBMITTED):
-            assert os.listdir(self.folder.root / folder) == [], self.story()
+            assert _listed(self.folder.root / folder) == [], self.story()
         records = {}
         for record in self.face.results():
             key = key_of(record.submission, record.name or str(record.number))
@@ -291,7 +291,8 @@ class Fire:
         return found
 
     def _begun(self) -> Counter[Key]:
-        """How often each job was begun, as workers wrote. A worker's end costs one run at most."""
+        """How often each job was begun, as workers wrote. The end of a worker costs one run at
+        most, and what has ended and was written down does not run again."""
         root = self.folder.root
         plans = {}
         for folder in (names.DONE, names.PAST):
@@ -300,15 +301,19 @@ class Fire:
                 assert pod is not None and pod.pod not in plans, name
                 plans[pod.pod] = lines.read_pod((root / folder / name).read_bytes())[0]
         begun: Counter[Key] = Counter()
+        ended: set[Key] = set()
         for path in sorted((root / names.RESULTS).glob("*.jsonl")):
             vain = 0
             for value in lines.read_lines(path.read_bytes()):
                 plan = plans[value["p"]]
+                label = os.fsdecode(bytes.fromhex(plan.name)) or str(plan.first + value["i"])
+                key = key_of(plan.submission, label)
                 if "begin" in value:
-                    label = os.fsdecode(bytes.fromhex(plan.name)) or str(plan.first + value["i"])
-                    begun[key_of(plan.submission, label)] += 1
+                    begun[key] += 1
                     vain += 1
                 elif "x" in value and value.get("why") != "lost":
+                    assert key not in ended, f"{key} ended, and was run again"
+                    ended.add(key)
                     vain -= 1
             assert vain in (0, 1), f"{path.name}: {vain} runs in vain"
         return begun
@@ -324,13 +329,18 @@ class Fire:
     def story(self) -> str:
         said = self.said.read_text() if self.said.exists() else ""
         listed = {
-            folder: sorted(os.listdir(self.folder.root / folder))[:20]
+            folder: _listed(self.folder.root / folder)[:20]
             for folder in (names.QUEUE, names.CLAIMED, names.TAILS, names.SUBMITTED, names.OWNERS)
         }
         return (
             f"JAM_CRASH_SEED={SEED}: killed {dict(self.killed)}; {self.ended()} jobs ended\n"
             f"{json.dumps(listed, indent=1)}\n{said[-3000:]}"
         )
+
+
+def _listed(folder: Path) -> list[str]:
+    """What stands in it; without what somebody was writing when he was killed."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".new."))
 
 
 def _holder(lock: Path) -> int:
