@@ -247,8 +247,9 @@ class Fire:
 
     # --- what has to be so ------------------------------------------------------------------------
 
-    def check(self, gates: int = 0) -> list[JobRecord]:
-        """The records, once all has ended."""
+    def check(self, gates: int = 0, zombies: bool = False) -> list[JobRecord]:
+        """The records, once all has ended. zombies: there were workers who went on after their jobs
+        had been given to others."""
         for folder in (names.QUEUE, names.CLAIMED, names.TAILS, names.SUBMITTED):
             assert _listed(self.folder.root / folder) == [], self.story()
         records = {}
@@ -260,7 +261,7 @@ class Fire:
         assert len(spared) == gates
         assert records.keys() - spared == self.expected, self.story()
         runs = self._runs_told()
-        begun = self._begun()
+        begun = self._begun(zombies)
         killed = {key for key, _ in self.killed_jobs}
         for key in self.expected:
             record = records[key]
@@ -290,9 +291,9 @@ class Fire:
             found.add((key_of(submission, job), pid))
         return found
 
-    def _begun(self) -> Counter[Key]:
+    def _begun(self, zombies: bool) -> Counter[Key]:
         """How often each job was begun, as workers wrote. The end of a worker costs one run at
-        most, and what has ended and was written down does not run again."""
+        most, and what has ended and was written down does not run again, unless by zombies."""
         root = self.folder.root
         plans = {}
         for folder in (names.DONE, names.PAST):
@@ -312,7 +313,7 @@ class Fire:
                     begun[key] += 1
                     vain += 1
                 elif "x" in value and value.get("why") != "lost":
-                    assert key not in ended, f"{key} ended, and was run again"
+                    assert zombies or key not in ended, f"{key} ended, and was run again"
                     ended.add(key)
                     vain -= 1
             assert vain in (0, 1), f"{path.name}: {vain} runs in vain"
@@ -441,45 +442,74 @@ def test_two_hosts_with_one_home(fire, two):
 def test_a_host_that_is_gone_for_good(fire, two, lab):
     """All of it in one moment, so that nobody there could say anything."""
     one = fire(*two)
-    one.submit(100, 1, 0.3)
-    one.submit(200, 20, 0.3)
-    one.drop(20, 0.3)
-    assert one.face.hire(4).hired == 8
-    assert one.dispatch()
-
-    def held() -> list[names.Pod]:
-        pods = [names.read_pod(name) for name in one.folder.claimed()]
-        return [pod for pod in pods if pod is not None and pod.owner.startswith("lab2-")]
-
-    enough = one.dice.randrange(20, 150)
-    wait_until(lambda: one.ended() >= enough and len(held()) >= 3, "both are at work", LONG)
-    lose(two[1], f"{lab.folder}/lab2")
-    lost = held()
+    at_work(one, 320, 150)
+    for pid in stop(two[1], f"{lab.folder}/lab2"):
+        kill(pid)
+    lost = held(one, "lab2")
     assert lost
     wait_until(lambda: not one.dispatch(), "all jobs end", LONG)
     one.nothing_left()
-    assert not marked(f"JAM_TEST={lab.folder}/lab2")
     records = one.check()
-    assert len(records) == 320 and not any(record.failed for record in records)
-    after = [names.read_pod(name) for name in os.listdir(one.folder.root / names.PAST)]
-    ended = {pod.pod: pod for pod in after if pod is not None}
+    assert not any(record.failed for record in records)
+    past = map(names.read_pod, os.listdir(one.folder.root / names.PAST))
+    ended = {pod.pod: pod for pod in past if pod is not None}
     assert all(ended[pod.pod].owner.startswith("lab1-") for pod in lost)
     assert all(ended[pod.pod].attempt == pod.attempt + 1 for pod in lost)
-    text = one.said.read_text()
-    assert "on lab2 is gone" in text or "no sign of life of lab2" in one.logs(), text
+    assert taken_from_lab2(one)
 
 
-def lose(host: Host, mark: str) -> None:
-    """Everything of the host at once: nothing of it sees anything else of it die."""
+@pytest.mark.timeout(5 * LONG)
+def test_a_host_that_was_away_for_longer_than_the_lease(fire, two, lab):
+    """It comes back in the middle of jobs that others have run meanwhile."""
+    one = fire(*two)
+    at_work(one, 200, 100)
+    gate = one.submit_gates(1)
+    stopped = stop(two[1], f"{lab.folder}/lab2")
+    assert held(one, "lab2")
+    wait_until(lambda: one.dispatch() and not held(one, "lab2"), "its jobs are taken", LONG)
+    wait_until(lambda: one.ended() >= 200 and one.waiting_workers(gate), "they end", LONG)
+    for pid in stopped:
+        kill(pid, signal.SIGCONT)
+    wait_until(lambda: "was given to others" in one.logs() or "another starts" in one.logs(),
+               "its workers notice", LONG)  # fmt: skip
+    (one.here / "go").touch()
+    wait_until(lambda: not one.dispatch(), "the dispatcher ends", LONG)
+    one.nothing_left()
+    records = one.check(gates=1, zombies=True)
+    assert not any(record.failed for record in records)
+    assert taken_from_lab2(one)
+
+
+def at_work(one: Fire, count: int, most: int) -> None:
+    """Submits so many jobs, and returns when both hosts run some, and most of them wait."""
+    one.submit(count // 3, 1, 0.3)
+    one.submit(count - count // 3 - 20, 20, 0.3)
+    one.drop(20, 0.3)
+    assert one.face.hire(4).hired == 8
+    assert one.dispatch()
+    enough = one.dice.randrange(20, most)
+    wait_until(lambda: one.ended() >= enough and len(held(one, "lab2")) >= 3, "all work", LONG)
+
+
+def held(one: Fire, host: str) -> list[names.Pod]:
+    """What workers of the host have claimed."""
+    pods = map(names.read_pod, one.folder.claimed())
+    return [pod for pod in pods if pod is not None and pod.owner.startswith(host + "-")]
+
+
+def taken_from_lab2(one: Fire) -> bool:
+    """By the dispatcher, or by workers who had nothing to do."""
+    return "on lab2 is gone" in one.said.read_text() or "no sign of life of lab2" in one.logs()
+
+
+def stop(host: Host, mark: str) -> set[int]:
+    """Everything of the host, before anything of it could see anything else of it stop."""
     assert host.process is not None
     stopped: set[int] = set()
-    while (
-        more := {host.process.pid, *descendants(host.process.pid), *marked(f"JAM_TEST={mark}")}
-        - stopped
-    ):
-        for pid in more:
+    while True:
+        found = {host.process.pid, *descendants(host.process.pid), *marked(f"JAM_TEST={mark}")}
+        if found <= stopped:
+            return stopped
+        for pid in found - stopped:
             kill(pid, signal.SIGSTOP)
-        stopped |= more
-    for pid in stopped:
-        kill(pid)
-    host.process.wait(10)
+        stopped |= found
