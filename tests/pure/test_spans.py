@@ -88,10 +88,10 @@ def test_every_slice_is_answered_or_fails_once(total, data):
             cut.cut += size
         else:
             break
-        span, task = cut.of[tasks], tasks
-        tasks += 1
+        task = tasks
+        tasks, span = tasks + 1, cut.of[task]
         event = data.draw(st.sampled_from(["whole", "part", "fail", "die"]))
-        if event == "whole" or span.count == 1 and event == "die":
+        if event == "whole" or (span.count == 1 and event == "die"):
             ended += range(span.first, span.first + cut.answered(task, span.count, 1, 1).count)
         elif event == "part":
             count = data.draw(st.integers(1, span.count))
