@@ -26,7 +26,7 @@ PROGRAMS = {
     "fish": "fish",
 }
 PYTHONS = ("3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
-MODULES = ("pytest", "pytest_timeout", "hypothesis", "scipy", "sklearn", "ruff", "mypy")
+MODULES = ("pytest", "pytest_timeout", "xdist", "hypothesis", "scipy", "sklearn", "ruff", "mypy")
 
 
 @task(
@@ -173,7 +173,9 @@ def _pytest(root: Path, folders: Sequence[str], select: str | None) -> int:
     absent = absent_pythons()
     if absent and "tests/live" in folders:
         note(f"not here, so not tested as Pythons of hosts: {', '.join(absent)}")
-    return _tool(root, ["pytest", *expression, *existing])
+    # side by side, and one more than there are processors: most tests wait most of the time
+    beside = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]
+    return _tool(root, ["pytest", *beside, *expression, *existing])
 
 
 def absent_pythons() -> list[str]:
