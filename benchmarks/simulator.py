@@ -31,7 +31,12 @@ FRESH_WORKER = 0.1  # until one takes the place of a dead one
 MOVE_SECONDS = 0.03
 SIZES = ((1_000, 2, 60), (10_000, 20, 6), (100_000, 200, 3), (1_000_000, 2_000, 3))  # and seeds
 SHOWN = 3
-LIMIT = 100_000.0  # virtual seconds, after which a run is said to hang
+# The same hosts, more and more tasks: hosts, and (tasks, seeds).
+GROWTH = (
+    (20, ((1_000, 20), (10_000, 6), (100_000, 3), (1_000_000, 1))),
+    (2_000, ((1_000, 6), (100_000, 3), (1_000_000, 1))),
+)
+LIMIT = 1_000_000.0  # virtual seconds, after which a run is said to hang
 
 
 @dataclass(frozen=True)
@@ -351,6 +356,22 @@ def main() -> None:
          "run again / copies", "scheduler, µs per task"],
         rows,
     )  # fmt: skip
+    rows = []
+    for hosts, steps in GROWTH:
+        first = 0.0
+        for tasks, seeds in steps:
+            settings = [Setting(tasks, hosts, seed=seed) for seed in range(1, seeds + 1)]
+            cost = statistics.median(Simulation(one).run().scheduler for one in settings)
+            gc.collect()
+            first = first or cost
+            rows.append(
+                [f"{hosts:,} × 16", f"{tasks:,}", f"{cost * 1e6:.1f}", f"{cost / first:.2f}"]
+            )
+    common.table(
+        "The same hosts, more and more tasks",
+        ["hosts", "tasks", "scheduler, µs per task", "times the first"],
+        rows,
+    )
     rows = []
     for median in (0.1, 0.5, 2.0, 6.0, 15.0, 20.0):
         ratios = []

@@ -32,6 +32,7 @@ BEAT_EVERY = 2.0
 TICK = 0.5
 PATIENCE = 4.0  # the longest that a host took to answer, times this, is waited for the others
 PATIENCE_MIN = 5.0  # seconds
+GREETING = 45.0  # seconds: an agent that imports numpy from a slow home takes its time
 CLOSE_SECONDS = 0.5  # for a thread that is still connecting: then it ends by itself
 HOLDS_MAX = 200_000  # digests per host, remembered so that slices go back to where they are
 FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
@@ -182,7 +183,8 @@ class Engine:
         deadline = time.monotonic() + timeout
         with self.lock:
             while any(link.state == "connecting" for link in self.links.values()):
-                until = min(deadline, self._patience()) if hurry else deadline
+                until = max(deadline, self._greetings())
+                until = min(until, self._patience()) if hurry else until
                 if (left := until - time.monotonic()) <= 0:
                     break
                 self.changed.wait(left)
@@ -199,6 +201,11 @@ class Engine:
             if not up:
                 raise self.no_hosts()
             return up
+
+    def _greetings(self) -> float:
+        """Until when hosts are waited for whose agent is there and has not said Welcome."""
+        greeting = [link for link in self.links.values() if link.greets]
+        return max((link.greeted for link in greeting), default=0.0) + GREETING
 
     def _patience(self) -> float:
         """Until when hosts that have not answered yet are worth waiting for."""

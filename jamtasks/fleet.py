@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WELCOME_SECONDS = 20.0  # an agent greets in milliseconds; a machine that swaps takes longer
+WELCOME_SECONDS = 60.0  # an agent greets in milliseconds, but in a slow home numpy takes longer
 READ_SIZE = 64 << 10
 
 

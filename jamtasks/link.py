@@ -66,6 +66,11 @@ class Link:
         return self.session.welcome if self.session is not None else None
 
     @property
+    def greets(self) -> bool:
+        """Its agent is there and is about to say Welcome."""
+        return self.session is not None and self.session.welcome is None
+
+    @property
     def workers(self) -> int:
         if self.spec.workers:
             return self.spec.workers

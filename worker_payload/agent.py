@@ -40,7 +40,7 @@ F_SETPIPE_SZ = 1031  # of Linux; Python knows it from 3.10 on
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
 DYING_SECONDS = 0.2  # that a process may take to end after its descriptors were closed
-WELCOME_WITHIN = 10.0  # seconds that numpy's import may take before we go on without its version
+WELCOME_WITHIN = 40.0  # seconds that numpy's import may take before we go on without its version
 
 
 class Kind(object):

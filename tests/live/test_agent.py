@@ -363,6 +363,7 @@ def test_fire_ends_an_agent_that_was_started_by_hand(place: Place) -> None:
         stdout=subprocess.DEVNULL,
     )
     try:
+        wait_until(lambda: list(Path(place.env["JAM_RUN_DIR"]).glob("agent.*.sock")))
         client = place.attach()
         (worker,) = client.run(PID, [None])
         assert client.welcome is not None

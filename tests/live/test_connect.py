@@ -9,7 +9,7 @@ import pytest
 from faults import go_on, stop_sshd
 from sshd import free_port, keygen, wait_until
 
-from jamtasks import transport
+from jamtasks import Master, transport
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import load
 from jamtasks.transport import known_hosts
@@ -254,6 +254,17 @@ def test_ssh_config_is_read_with_its_includes(ssh, lab):
     included.write_text(f"Host elsewhere\n  HostName 127.0.0.1\n  Port {host.port}\n")
     lab.write_ssh_config(extra=f"Include {included}\n")
     assert run(lab.spec("elsewhere", ssh), lab.settings())[0] == "hello\n"
+
+
+def test_an_agent_that_imports_numpy_for_long_is_waited_for(ssh, lab, tmp_path, module):
+    """Longer than connecting may take: it is there."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "numpy.py").write_text("import time\ntime.sleep(4)\n__version__ = '1.0'\n")
+    host = lab.host("lab1", env={"PYTHONPATH": str(slow)})
+    name = module("def mapfunc(params, items):\n    return len(items)\n")
+    with Master([lab.spec(host, ssh)], settings=lab.settings(connect_timeout=3.0)) as master:
+        assert master.run(name, None, [1, 2, 3]) == 3
 
 
 def test_ssh_config_of_the_environment_and_of_hosts_yaml(ssh, lab):
