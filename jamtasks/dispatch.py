@@ -206,6 +206,8 @@ class Dispatcher:
             self._answers.put(f"Workers are missing on {label}, and hiring failed: {row.note}")
         elif row.hired:
             self._answers.put(f"Hired anew on {label}: {row.hired}.")
+        else:
+            self._sweep.none_was_missing(label)
 
     def _stop(self, soon: bool) -> None:
         try:

@@ -28,6 +28,7 @@ _UNREAD = 60.0  # seconds that results of committed jobs may take to come into s
 _NO_WORKERS = (1.0, 60.0, 600.0)  # seconds without workers until it is said; then each last one
 _MISSING = 15.0  # seconds that hired workers may be away: their keepers start them again sooner
 _PAUSES = (5.0, 300.0)  # seconds between attempts to hire anew: the first, the longest
+_PAUSE_FOR_KEEPERS = 20.0  # the same if none was missing after all
 _WINDOW = 30.0  # seconds over which a rate is measured
 
 
@@ -226,6 +227,7 @@ class _Missing:
     since: float
     again: float
     pause: float = _PAUSES[0]
+    asked: float = 0.0  # when hiring was tried last
 
     @property
     def tried(self) -> bool:
@@ -406,12 +408,20 @@ class Sweep:
                 continue
             missing = self._missing.setdefault(label, _Missing(sight.now, sight.now + _MISSING))
             if sight.now >= missing.again:
-                missing.again = sight.now + missing.pause
+                missing.asked, missing.again = sight.now, sight.now + missing.pause
                 missing.pause = min(missing.pause * 2, _PAUSES[1])
                 actions.append(Refill(label, wanted))
         for label in self._missing.keys() - sight.hired.keys():
             del self._missing[label]
         return actions
+
+    def none_was_missing(self, label: str) -> None:
+        """Hiring anew found all of a host's workers there: some are about to be started again by
+        their keepers. Should a keeper die meanwhile, it is not found out only after minutes."""
+        missing = self._missing.get(label)
+        if missing is not None:
+            missing.pause = min(missing.pause, _PAUSE_FOR_KEEPERS)
+            missing.again = min(missing.again, missing.asked + _PAUSE_FOR_KEEPERS)
 
     def _no_workers(self, sight: Sight) -> list[Action]:
         if self._workers.alive() or self._stopped:

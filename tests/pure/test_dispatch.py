@@ -368,6 +368,22 @@ def test_missing_workers_are_hired_anew_with_growing_pauses():
     assert pauses[-1] > 100
 
 
+def test_a_host_that_lacked_nobody_is_asked_again_before_long():
+    """Its workers were in a pause between two starts; a keeper may die in that time."""
+    world = World()
+    world.queue = {pod(0, 10)}
+    world.hired = {"lab1": 2}
+    times = []
+    for _ in range(600):
+        world.beat(OWNER, label="lab1")
+        for action in world.see(1):
+            if isinstance(action, Refill):
+                times.append(world.now)
+                world.sweep.none_was_missing("lab1")
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(pauses) <= 25 and pauses[-1] > 15
+
+
 def test_who_is_there_again_begins_with_short_pauses():
     world = World()
     world.queue = {pod(0)}
