@@ -22,7 +22,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,9 @@ _SAFE = re.compile(r"[A-Za-z0-9_./+:@%=, ~()<>;*\[\]-]*")
 _OPTIONS = {"attach": ["-S"], "fire": ["-S"], "hire": ["-S"], "probe": []}
 
 
+Opened = Callable[[Channel], None]
+
+
 @dataclass(frozen=True)
 class Attached:
     """A channel to an agent. Closing the channel closes its connection too.
@@ -76,11 +79,14 @@ class Attached:
     seconds: float
 
 
-def attach(spec: HostSpec, settings: Settings, project: str) -> Attached:
+def attach(
+    spec: HostSpec, settings: Settings, project: str, opened: Opened | None = None
+) -> Attached:
     """Connect, install what the host lacks, start the project's agent unless it runs, join it.
 
+    opened: told of each channel as soon as there is one; who closes it ends what is under way here.
     Raises HostError, HostKeyError or AuthenticationError with the true reason."""
-    return _start(spec, settings, project, "attach")
+    return _start(spec, settings, project, "attach", opened)
 
 
 def command(
@@ -127,16 +133,19 @@ def command(
     }
 
 
-def _start(spec: HostSpec, settings: Settings, project: str, verb: str) -> Attached:
+def _start(
+    spec: HostSpec, settings: Settings, project: str, verb: str, opened: Opened | None = None
+) -> Attached:
     began = time.monotonic()
     fresh = verb == "probe"
     over = _here if spec.transport == "local" else _there
     try:
         talk = patiently(
-            lambda: over(spec, settings, project, verb, fresh, False), settings.connect_timeout
+            lambda: over(spec, settings, project, verb, fresh, False, opened),
+            settings.connect_timeout,
         )
     except _WarmStartFailed:  # a Python or payload that was here once: look again, send again
-        talk = over(spec, settings, project, verb, True, True)
+        talk = over(spec, settings, project, verb, True, True, opened)
     seconds = time.monotonic() - began
     noise = bytes(talk.noise).decode("utf-8", "replace").strip()
     payload = "sent" if talk.sent else "present"
@@ -151,7 +160,13 @@ class _WarmStartFailed(HostError):
 
 
 def _there(
-    spec: HostSpec, settings: Settings, project: str, verb: str, fresh: bool, repair: bool
+    spec: HostSpec,
+    settings: Settings,
+    project: str,
+    verb: str,
+    fresh: bool,
+    repair: bool,
+    opened: Opened | None,
 ) -> _Talk:
     payload = archive.payload()
     halves = secrets.token_hex(8), secrets.token_hex(8)
@@ -180,6 +195,8 @@ def _there(
     try:
         channel = connection.exec(line)
         channel.owned = connection
+        if opened is not None:
+            opened(channel)
     except BaseException:
         connection.close()
         raise
@@ -239,7 +256,13 @@ def _key(spec: HostSpec, build: str) -> str:
 
 
 def _here(
-    spec: HostSpec, settings: Settings, project: str, verb: str, fresh: bool, repair: bool
+    spec: HostSpec,
+    settings: Settings,
+    project: str,
+    verb: str,
+    fresh: bool,
+    repair: bool,
+    opened: Opened | None,
 ) -> _Talk:
     payload = archive.payload()
     cache = os.environ.get("JAM_CACHE_DIR") or os.path.expanduser("~/.cache/jam")
@@ -261,6 +284,8 @@ def _here(
         script = f'jam() {{\n{spec.prepare.strip()}\n}}\njam </dev/null >&2\nexec "$@"'
         argv = ["/bin/sh", "-c", script, "jam", *argv]
     channel = transport.connect(spec, settings).exec(argv)
+    if opened is not None:
+        opened(channel)
     talk = _Talk(spec, channel, marker, {}).run()
     talk.sent = sent
     return talk

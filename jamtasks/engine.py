@@ -27,6 +27,7 @@ from .spans import Span, Spans
 if TYPE_CHECKING:
     from .bootstrap import Attached
     from .settings import HostSpec, Settings
+    from .transport import Channel
 
 BEAT_EVERY = 2.0
 TICK = 0.5
@@ -38,7 +39,7 @@ HOLDS_MAX = 200_000  # digests per host, remembered so that slices go back to wh
 FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
-Attach = Callable[["HostSpec"], "Attached"]
+Attach = Callable[["HostSpec", Callable[["Channel"], None]], "Attached"]
 
 
 @dataclass
@@ -145,7 +146,9 @@ class Engine:
             for link in self.links.values():
                 link.hurry()
             channels = {
-                link.label: link.attached.channel for link in self.links.values() if link.attached
+                link.label: channel
+                for link in self.links.values()
+                if (channel := link.attached.channel if link.attached else link.dialing)
             }
             self.changed.notify_all()
         closers = [

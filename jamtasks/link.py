@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .bootstrap import Attached
     from .engine import Call, Engine
     from .settings import HostSpec
+    from .transport import Channel
 
 READ_SIZE = 1 << 20
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost host
@@ -40,6 +41,7 @@ class Link:
         self.error: HostError | None = None
         self.session: Session | None = None
         self.attached: Attached | None = None
+        self.dialing: Channel | None = None  # the last channel that was opened
         self.answers: dict[tuple[str, ...], tuple[str, ...]] = {}  # Require -> Lacks
         self.asked: dict[int, tuple[str, ...]] = {}
         self.notes: list[str] = []
@@ -105,7 +107,7 @@ class Link:
         """Connect, and talk until the connection ends. True if it is worth trying again."""
         engine = self.engine
         try:
-            attached = engine.attach(self.spec)
+            attached = engine.attach(self.spec, self._opened)
         except HostError as error:
             lost = self.state == "lost" and not isinstance(error, HostKeyError)
             self._fail(error, "lost" if lost else "unreachable")
@@ -124,6 +126,14 @@ class Link:
             self._fail(HostError(self.label, what), "unreachable")
             return False
         return True
+
+    def _opened(self, channel: Channel) -> None:
+        """There is a channel, on which nobody may have logged in yet."""
+        with self.engine.lock:
+            self.dialing = channel
+            closing = self.engine.closing
+        if closing:
+            channel.close()
 
     def _fail(self, error: HostError, state: str) -> None:
         with self.engine.lock:

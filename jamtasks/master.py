@@ -92,7 +92,7 @@ class Master:
             settings,
             build=archive.payload().build,
             project=project,
-            attach=lambda spec: bootstrap.attach(spec, settings, project),
+            attach=lambda spec, opened: bootstrap.attach(spec, settings, project, opened),
             on_output=self._printer.feed,
             look_around=self._look_around,
         )

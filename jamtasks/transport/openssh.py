@@ -158,8 +158,9 @@ class _OpensshChannel(ProcessChannel):
 
     def cause(self) -> HostError | None:
         status = self.exit_status(2.0)
-        if status == 255:  # of ssh itself; a command that exits so has nothing of ours on stderr
+        if status is not None:
             self.settle()
+        if status == 255:  # of ssh itself; a command that exits so has nothing of ours on stderr
             return explain(self._hop, self.stderr_tail())
         if status is not None and status < 0:
             return HostError(self.host, f"ssh was ended by signal {-status}", retry=True)

@@ -1,6 +1,7 @@
 """Chaos: a map call on three hosts, a fault of some kind every second, the same answer to the bit.
 
-JAM_CHAOS_SEED repeats a schedule of faults, JAM_CHAOS_SECONDS says for how long (default: 40).
+JAM_CHAOS_SEED repeats a schedule of faults, JAM_CHAOS_SECONDS says for how long (default: 40,
+or 60 where JAM_LONG_TESTS is set).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from sshd import Host, command_line, descendants, kill
 
 from jamtasks import DataSet, Master
 
-SECONDS = float(os.environ.get("JAM_CHAOS_SECONDS") or 40)
+SECONDS = float(
+    os.environ.get("JAM_CHAOS_SECONDS") or (60 if "JAM_LONG_TESTS" in os.environ else 40)
+)
 SEED = int(os.environ.get("JAM_CHAOS_SEED") or random.randrange(1_000_000))
 EVERY = 1.0  # seconds between faults
 WORKERS = 2  # on each host

@@ -468,3 +468,16 @@ def test_close_ends_a_write_to_a_host_that_stands_still(lab, way):
         go_on(stopped)
         writer.join(20)
         connection.close()
+
+
+def test_closing_ends_a_login_that_is_under_way(lab):
+    """At once, and with the ssh that waits there."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        lab.write_ssh_config(f"Host mute\n  HostName 127.0.0.1\n  Port {silent.getsockname()[1]}\n")
+        master = Master([lab.spec("mute", "openssh")], settings=lab.settings(connect_timeout=100.0))
+        connection, _ = silent.accept()
+        with connection:
+            began = time.monotonic()
+            master.close()
+            assert not lab.left_behind(), "its ssh waits on"
+            assert time.monotonic() - began < 20

@@ -57,7 +57,7 @@ def start(monkeypatch) -> Iterator[Callable[..., Engine]]:
     def begin(*ways: Any, dead_after: float = 0.2) -> Engine:
         left = list(ways)
 
-        def attach(spec: HostSpec) -> Attached:
+        def attach(spec: HostSpec, opened: Any) -> Attached:
             way = left.pop(0) if len(left) > 1 else left[0]
             if isinstance(way, HostError):
                 tries.append(time.monotonic())
