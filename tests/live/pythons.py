@@ -20,6 +20,8 @@ _PROBE = (
     "import json, platform as p, sys\n"
     "print(json.dumps([p.python_version(), p.python_implementation(), sys.executable]))"
 )
+# looked up now: tests have homes of their own, which end with them
+_CACHE = Path(os.environ.get("JAM_TEST_CACHE") or "~/.cache/jam-tests").expanduser()
 _PLATFORMS = ("2_28", "2_27", "2_17", "2014", "2010", "1")
 
 
@@ -73,7 +75,7 @@ def numpy_for(python: Python) -> str | None:
     Raises RuntimeError if it cannot be fetched."""
     tag = "cp" if python.implementation == "CPython" else "pp"
     short = "{}.{}".format(*python.minor)
-    cache = Path(os.environ.get("JAM_TEST_CACHE") or "~/.cache/jam-tests").expanduser()
+    cache = _CACHE
     folder = cache / f"numpy-{tag}{short}-{platform.machine()}"
     none = folder.with_name(folder.name + ".none")
     if none.exists():

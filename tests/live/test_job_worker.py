@@ -417,7 +417,7 @@ def test_a_killed_keeper_takes_all_with_it_and_hire_mends_it(project, lab, monke
     wait_until(lambda: begun(project))
     os.kill(project.workers()[0]["pid"], signal.SIGKILL)
     wait_until(lambda: not lab.left_behind(), "nothing is left")
-    assert not project.workers()
+    wait_until(lambda: not project.workers(), "its lock is free")
     (project.here / "go").touch()
     project.hire(1)
     (result,) = project.wait(1)
