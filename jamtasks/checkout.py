@@ -25,6 +25,7 @@ PROGRAMS = {
     "tcsh": "tcsh",
     "fish": "fish",
 }
+SOME_FAILED = 1  # pytest's exit status
 PYTHONS = ("3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 MODULES = ("pytest", "pytest_timeout", "xdist", "hypothesis", "scipy", "sklearn", "ruff", "mypy")
 
@@ -175,7 +176,13 @@ def _pytest(root: Path, folders: Sequence[str], select: str | None) -> int:
         note(f"not here, so not tested as Pythons of hosts: {', '.join(absent)}")
     # side by side, and one more than there are processors: most tests wait most of the time
     beside = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]
-    return _tool(root, ["pytest", *beside, *expression, *existing])
+    code = _tool(root, ["pytest", *beside, *expression, *existing])
+    if code != SOME_FAILED:
+        return code
+    # others' load upsets tests of what happens within a time: alone, each has to pass
+    note("\nThose that failed, once more, one at a time:\n")
+    again = ["--last-failed", "--last-failed-no-failures", "none"]
+    return _tool(root, ["pytest", *again, *expression, *existing])
 
 
 def absent_pythons() -> list[str]:
