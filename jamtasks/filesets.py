@@ -25,9 +25,16 @@ class _OfFiles(Cut):
     _steady = True  # because _check looks
     _kind = ""  # of shared.Part
 
-    def __init__(self, paths: Iterable[Path], slice_size: int | None, shared: bool):
+    def __init__(
+        self,
+        paths: Path | Iterable[Path],
+        *,
+        slice_size: int | None = None,
+        shared: bool = False,
+    ):
         super().__init__(slice_size)
-        self._paths = [os.fspath(path) for path in paths]
+        given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        self._paths = [os.fspath(path) for path in given]
         if not self._paths:
             raise DataSetError("the dataset is empty: no files")
         self._stamps = [_stamp(path) for path in self._paths]
@@ -89,7 +96,7 @@ class NpyFileDataSet(_OfFiles):
     _kind = "npy"
 
     def __init__(self, path: Path, *, slice_size: int | None = None, shared: bool = False):
-        super().__init__([path], slice_size, shared)
+        super().__init__(path, slice_size=slice_size, shared=shared)
         self._map()
 
     def _map(self) -> None:
@@ -136,15 +143,6 @@ class TextLinesDataSet(_OfFiles):
     the hosts see the files under the same paths, and read their lines themselves."""
 
     _kind = "lines"
-
-    def __init__(
-        self,
-        paths: Path | Iterable[Path],
-        *,
-        slice_size: int | None = None,
-        shared: bool = False,
-    ):
-        super().__init__(_list_of(paths), slice_size, shared)
 
     def _starts(self) -> list[int]:
         """Where each file begins, and where the last one ends, with all of them in a row."""
@@ -234,15 +232,6 @@ class FilesDataSet(_OfFiles):
 
     _kind = "files"
 
-    def __init__(
-        self,
-        paths: Path | Iterable[Path],
-        *,
-        slice_size: int | None = None,
-        shared: bool = False,
-    ):
-        super().__init__(_list_of(paths), slice_size, shared)
-
     def _bounds(self, workers: int, slice_size: int | None) -> Bounds:
         return even_bounds(len(self._paths), "the list of files", workers, slice_size)
 
@@ -256,10 +245,6 @@ class FilesDataSet(_OfFiles):
 
     def _large(self, bounds: Bounds) -> bool:
         return True
-
-
-def _list_of(paths: Path | Iterable[Path]) -> Iterable[Path]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
 
 
 def _some(names: Sequence[str]) -> str:

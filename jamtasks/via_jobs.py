@@ -76,6 +76,7 @@ def run(
             report = project.dispatch(halt=halt, fire=crew.hired, progress=shown, say=say)
             crew.hired = crew.hired and report.fired is None
             value, failed, records = call.fold(keep_going)
+            call.all_ended = True
             ran = crew.report(count, failed, records, call.size, time.monotonic() - began)
             return value, ran
         finally:
@@ -203,6 +204,7 @@ class _Call:
         self._folder = os.path.join(project.path, names.map_call(self._ticket))
         self._submission = ""
         self.size = 0  # bytes written for the workers
+        self.all_ended = False  # none of its jobs waits
 
     def write(self, timeout: float | None) -> None:
         """Put all that the jobs need into the folder, then the jobs into the queue."""
@@ -304,8 +306,9 @@ class _Call:
 
     def remove(self) -> None:
         """The folder, and what of the jobs still waits."""
-        with contextlib.suppress(OSError, Trouble):
-            self._files.run(self._withdrawn())
+        if not self.all_ended:  # only then: others' queues may be long
+            with contextlib.suppress(OSError, Trouble):
+                self._files.run(self._withdrawn())
         for ticket in (self._ticket, "." + self._ticket):
             folder = os.path.join(self._project.path, names.map_call(ticket))
             shutil.rmtree(folder, ignore_errors=True)
