@@ -14,9 +14,9 @@ REPEAT = 9
 
 
 def run(words: list[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, **(environment or {})}, capture_output=True
-    )
+    there = {**os.environ, **(environment or {})}
+    there.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs
+    done = subprocess.run(words, cwd=ROOT, env=there, capture_output=True)
     if done.returncode:
         raise SystemExit(f"{words}: {done.stderr.decode()}")
 

@@ -52,7 +52,7 @@ SCRIPT = (
     "echo $m:X;exit 69"
 )
 NEW_ENOUGH = "import sys;sys.exit(sys.version_info<(3,6))"
-RUN_LOADER = "import os;exec(bytes([os.read(0,1)[0] for i in range(%d)]))"
+RUN_LOADER = "import io;exec(io.BufferedReader(io.FileIO(0,closefd=False)).read(%d))"
 PYTHONS = (
     "python3 /usr/bin/python3 python /usr/libexec/platform-python python3.12 python3.11 python3.9 "
     "python3.8 python3.6 pypy3"

@@ -8,8 +8,10 @@ failed, 2 wrong use or settings, 3 no host could be reached, 130 interrupted.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,11 @@ from .words import FORM, HOSTS, helps
 if TYPE_CHECKING:
     from .arguments import Output
     from .report import RunReport
+
+# A command is over soon. Looking for cycles while modules are imported, and once more when the
+# interpreter ends, takes a tenth of the time of a short one.
+gc.set_threshold(20_000, 10, 10)
+atexit.register(gc.freeze)
 
 # --- map ---------------------------------------------------------------------------------------
 
@@ -75,8 +82,6 @@ def map_(
 ) -> int:
     """Map a function over data on the hosts, and print the reduced result."""
     from . import arguments
-    from .master import Master
-    from .progress import Progress
 
     helps(module, "map")
     size = arguments.positive(slice_size, "--slice-size")
@@ -86,12 +91,13 @@ def map_(
     arguments.check_module_name(module)
     if via not in ("agents", "jobs"):
         raise UsageError(f"--via {via}: there is no such way", "write agents or jobs")
-    shown = Progress()
     tell = functools.partial(_tell, module, place, json, quiet)
     if via == "jobs":
         from . import via_jobs
+        from .progress import Progress
         from .project import Project
 
+        shown = Progress()
         target = arguments.module(module)
         with contextlib.nullcontext() if quiet else shown:
             result, ran = via_jobs.run(
@@ -108,30 +114,32 @@ def map_(
                 say=None if quiet else note,
             )
         return tell(target, result, ran)
-    with Master(
-        hosts,
-        project,
-        hosts_file=hosts_file,
-        accept_new=accept_new,
-        progress=shown,
-        on_notice=(lambda text: None) if quiet else None,
-    ) as master:  # connects in the background while we import
-        target = arguments.module(module)
-        data = arguments.dataset(dataset, target, shared)
-        values = arguments.params(params, target)
-        with contextlib.nullcontext() if quiet else shown:
-            result = master.run(
-                target,
-                values,
-                data,
-                slice_size=size,
-                keep_going=keep_going,
-                writable=writable,
-                speculate=None if speculate else False,
-                task_timeout=timeout,
-            )
-        # shown now, not after the connections have been closed
-        return tell(target, result, master.last_run)
+    from .logins import Logins
+
+    with Logins.begin(hosts, project, hosts_file=hosts_file, accept_new=accept_new) as logins:
+        # they go on in the background while we import the rest
+        from .master import Master
+        from .progress import Progress
+
+        shown = Progress()
+        mute = (lambda text: None) if quiet else None
+        with Master(hosts, project, progress=shown, on_notice=mute, logins=logins) as master:
+            target = arguments.module(module)
+            data = arguments.dataset(dataset, target, shared)
+            values = arguments.params(params, target)
+            with contextlib.nullcontext() if quiet else shown:
+                result = master.run(
+                    target,
+                    values,
+                    data,
+                    slice_size=size,
+                    keep_going=keep_going,
+                    writable=writable,
+                    speculate=None if speculate else False,
+                    task_timeout=timeout,
+                )
+            # shown now, not after the connections have been closed
+            return tell(target, result, master.last_run)
 
 
 def _tell(

@@ -7,6 +7,7 @@ On this machine bootstrap.py calls `install` directly.
 """
 
 import binascii
+import contextlib
 import errno
 import glob
 import hashlib
@@ -55,14 +56,19 @@ def main() -> None:
         os.path.expanduser("~"), ".cache", "jam"
     )
     try:
-        python = _choose()
         folder = os.path.join(cache, "payload", TOLD["build"])
-        if TOLD["repair"] or not is_installed(folder):
-            _say("N")
-            data = _receive(TOLD["size"])
+        lacking = TOLD["repair"] or not is_installed(folder)
+        if lacking:
+            _say("N")  # it is on its way while we look for a Python
+        try:
+            python = _choose()
+        finally:
+            data = _receive(TOLD["size"]) if lacking else b""
+        if lacking:
             if hashlib.sha256(data).hexdigest() != TOLD["sha256"]:
                 raise Unable("the payload was damaged on its way here", "")
             install(cache, TOLD["build"], data, TOLD["repair"])
+            _compile(python, folder)
         _remember(cache, python)
         argv = [python] + TOLD["options"] + [os.path.join(folder, "__main__.py")]
         argv += [TOLD["verb"], TOLD["marker"], TOLD["project"]]
@@ -239,6 +245,16 @@ def install(cache: str, build: str, data: bytes, repair: bool = False) -> None:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     _forget_old(payloads, build)
+
+
+def _compile(python: str, folder: str) -> None:
+    """Have Python compile what the agent imports, on another core while we go on towards it."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import worker_payload.agent"
+    argv = ["/bin/sh", "-c", '"$0" "$@" &', python, "-S", "-c", code, folder]
+    with contextlib.suppress(OSError):  # by sh, whose child is nobody's when sh has ended
+        subprocess.call(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
 
 def is_installed(folder: str) -> bool:

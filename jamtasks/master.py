@@ -31,6 +31,7 @@ from .spans import Spans
 if TYPE_CHECKING:
     from .datasets import Slices
     from .feeding import Feeder
+    from .logins import Logins
     from .modules import Bundle
     from .settings import HostSpec, Settings
 
@@ -55,6 +56,7 @@ class Master:
     map functions print (stream 1 or 2); the default writes it to stderr, with host and slice in
     front. progress(done, total, failed) is called whenever slices have been answered.
     on_notice(text) is told what a person who waits should know; the default writes it to stderr.
+    logins: those of these very hosts, where they were begun earlier; the other settings are theirs.
 
     A Master is a context manager; `close` ends its connections. `run` may be called from one
     thread at a time. Raises SettingsError or UsageError for names that mean nothing."""
@@ -70,16 +72,19 @@ class Master:
         on_output: OnOutput | None = None,
         progress: Progress | None = None,
         on_notice: Callable[[str], None] | None = None,
+        logins: Logins | None = None,
     ):
-        from . import archive, bootstrap
-        from . import settings as settings_module
+        from . import archive
+        from .logins import Logins
 
-        if settings is None:
-            settings = settings_module.load(hosts_file, accept_new=accept_new)
-        self.settings = settings
-        self.project = settings_module.check_project(project)
-        names = hosts if hosts is None or isinstance(hosts, str) else list(hosts)
-        self._specs = settings.select(names)
+        if logins is None:
+            logins = Logins.begin(
+                hosts, project, settings=settings, hosts_file=hosts_file, accept_new=accept_new
+            )
+        self.settings = settings = logins.settings
+        self.project = project
+        self._logins = logins
+        self._specs = logins.specs
         self._hosts_file = _HostsFile(settings) if hosts is None and settings.path else None
         self._on_notice = on_notice or _print_notice
         self._progress = progress
@@ -92,7 +97,7 @@ class Master:
             settings,
             build=archive.payload().build,
             project=project,
-            attach=lambda spec, opened: bootstrap.attach(spec, settings, project, opened),
+            attach=logins.attach,
             on_output=self._printer.feed,
             look_around=self._look_around,
         )
@@ -110,6 +115,7 @@ class Master:
         if not self._closed:
             self._closed = True
             self._engine.close()
+            self._logins.close()
             self._presence.close()
 
     def __enter__(self) -> Master:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -220,6 +219,8 @@ class Keeping(object):
     def _spool(self, data):
         # type: (Any) -> int
         try:
+            import tempfile
+
             with tempfile.TemporaryFile(dir=self._folder) as handle:
                 handle.write(data)
                 handle.flush()

@@ -328,7 +328,9 @@ def test_jobs_of_a_host_that_is_gone_wait_again(project, here, monkeypatch):
     Path(root, names.heartbeat(owner)).write_text(json.dumps({"claims": [held.pod], "pid": 1}))
     said = Told()
     with dispatching(project, say=said) as report:
-        said.wait("w3 on lab9 is gone: 1 job")  # no worker yet: an idle one might be first to see it
+        said.wait(
+            "w3 on lab9 is gone: 1 job"
+        )  # no worker yet: an idle one might be first to see it
         project.hire(1)
         assert report().done == 1
 

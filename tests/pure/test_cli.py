@@ -1,5 +1,6 @@
 """Flags in, one call, one report out: the command line over a Master that only remembers."""
 
+import contextlib
 import doctest
 import json
 import textwrap
@@ -7,7 +8,7 @@ import textwrap
 import numpy
 import pytest
 
-from jamtasks import arguments, checkout, cli, console, fleet, master, progress, report
+from jamtasks import arguments, checkout, cli, console, fleet, logins, master, progress, report
 from jamtasks.errors import NoHostsError, ReduceError, TaskFailed
 from jamtasks.report import FailedSlice, HostReport, RunReport
 
@@ -23,12 +24,17 @@ class FakeMaster:
     ran = RUN
 
     def __init__(self):
-        self.made = self.called = None
+        self.made = self.begun = self.called = None
         self.closed = False
 
     def __call__(self, hosts, project, **options):
+        assert options.pop("logins") == "logins"
         self.made = {"hosts": hosts, "project": project, **options}
         return self
+
+    def begin(self, hosts, project, **options):
+        self.begun = {"hosts": hosts, "project": project, **options}
+        return contextlib.nullcontext("logins")
 
     def __enter__(self):
         return self
@@ -51,6 +57,7 @@ class FakeMaster:
 def fake(monkeypatch, tmp_path):
     fake = FakeMaster()
     monkeypatch.setattr(master, "Master", fake)
+    monkeypatch.setattr(logins.Logins, "begin", fake.begin)
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -103,13 +110,9 @@ def test_defaults(jam, fake, module):
     name = module(PLAIN)
     assert jam("map", name)[0] == 0
     fake.made.pop("progress")
-    assert fake.made == {
-        "hosts": None,
-        "project": "default",
-        "hosts_file": None,
-        "accept_new": False,
-        "on_notice": None,
-    }
+    named = {"hosts": None, "project": "default"}
+    assert fake.made == {**named, "on_notice": None}
+    assert fake.begun == {**named, "hosts_file": None, "accept_new": False}
     assert fake.called.pop("module").__name__ == name
     assert fake.called == {
         "params": None,
@@ -131,13 +134,9 @@ def test_every_flag_arrives(jam, fake, module):
     )  # fmt: skip
     assert code == 0
     fake.made.pop("progress")
-    assert fake.made == {
-        "hosts": "a,b*4",
-        "project": "p",
-        "hosts_file": "h.yaml",
-        "accept_new": True,
-        "on_notice": None,
-    }
+    named = {"hosts": "a,b*4", "project": "p"}
+    assert fake.made == {**named, "on_notice": None}
+    assert fake.begun == {**named, "hosts_file": "h.yaml", "accept_new": True}
     fake.called.pop("module")
     assert fake.called == {
         "params": {"a": [1]},

@@ -282,6 +282,8 @@ plans = st.builds(
     st.text(),
     st.sampled_from(["command", "drop", "map"]),
     st.text(HEX),
+    st.floats(0, 100),
+    st.integers(0, 10**9),
 )
 
 
