@@ -22,14 +22,14 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jamtasks import archive, loader, transport
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec, Settings
-from jamtasks.transport import Channel
+from jamtasks.transport import Attempt, Channel
 from jamtasks.transport.base import patiently
 
 MAX_NOISE = 64 << 10  # a start-up file may print before the marker; past this it is something else
@@ -62,9 +62,6 @@ _SAFE = re.compile(r"[A-Za-z0-9_./+:@%=, ~()<>;*\[\]-]*")
 _OPTIONS = {"attach": ["-S"], "fire": ["-S"], "hire": ["-S"], "probe": []}
 
 
-Opened = Callable[[Channel], None]
-
-
 @dataclass(frozen=True)
 class Attached:
     """A channel to an agent. Closing the channel closes its connection too.
@@ -80,13 +77,13 @@ class Attached:
 
 
 def attach(
-    spec: HostSpec, settings: Settings, project: str, opened: Opened | None = None
+    spec: HostSpec, settings: Settings, project: str, attempt: Attempt | None = None
 ) -> Attached:
     """Connect, install what the host lacks, start the project's agent unless it runs, join it.
 
-    opened: told of each channel as soon as there is one; who closes it ends what is under way here.
-    Raises HostError, HostKeyError or AuthenticationError with the true reason."""
-    return _start(spec, settings, project, "attach", opened)
+    attempt: by which another thread can end this at once, and the channel later. Raises HostError,
+    HostKeyError or AuthenticationError with the true reason."""
+    return _start(spec, settings, project, "attach", attempt or Attempt(spec.label))
 
 
 def command(
@@ -101,7 +98,7 @@ def command(
 
     request: what exactly `fire` or `hire` is to do. To its answer are added payload (`sent` or
     `present`), noise and seconds. `probe` chooses the host's Python anew."""
-    started = _start(spec, settings, project, verb)
+    started = _start(spec, settings, project, verb, Attempt(spec.label))
     channel, answer = started.channel, started.head
     timer = _Watch(channel, STAGE_TIMEOUT)
     try:
@@ -134,18 +131,19 @@ def command(
 
 
 def _start(
-    spec: HostSpec, settings: Settings, project: str, verb: str, opened: Opened | None = None
+    spec: HostSpec, settings: Settings, project: str, verb: str, attempt: Attempt
 ) -> Attached:
     began = time.monotonic()
     fresh = verb == "probe"
     over = _here if spec.transport == "local" else _there
     try:
         talk = patiently(
-            lambda: over(spec, settings, project, verb, fresh, False, opened),
+            lambda: over(spec, settings, project, verb, fresh, False, attempt),
             settings.connect_timeout,
+            attempt,
         )
     except _WarmStartFailed:  # a Python or payload that was here once: look again, send again
-        talk = over(spec, settings, project, verb, True, True, opened)
+        talk = over(spec, settings, project, verb, True, True, attempt)
     seconds = time.monotonic() - began
     noise = bytes(talk.noise).decode("utf-8", "replace").strip()
     payload = "sent" if talk.sent else "present"
@@ -166,7 +164,7 @@ def _there(
     verb: str,
     fresh: bool,
     repair: bool,
-    opened: Opened | None,
+    attempt: Attempt,
 ) -> _Talk:
     payload = archive.payload()
     halves = secrets.token_hex(8), secrets.token_hex(8)
@@ -191,12 +189,12 @@ def _there(
         "N": payload.data,
     }
     line = command_line(spec, halves, payload.build, verb, project, answers, fresh)
-    connection = transport.connect(spec, settings)
+    connection = transport.connect(spec, settings, attempt)
     try:
-        channel = connection.exec(line)
+        with attempt.during(connection.cut):
+            channel = connection.exec(line)
         channel.owned = connection
-        if opened is not None:
-            opened(channel)
+        attempt.ends_with(channel.close)
     except BaseException:
         connection.close()
         raise
@@ -262,7 +260,7 @@ def _here(
     verb: str,
     fresh: bool,
     repair: bool,
-    opened: Opened | None,
+    attempt: Attempt,
 ) -> _Talk:
     payload = archive.payload()
     cache = os.environ.get("JAM_CACHE_DIR") or os.path.expanduser("~/.cache/jam")
@@ -283,9 +281,8 @@ def _here(
     if spec.prepare.strip():
         script = f'jam() {{\n{spec.prepare.strip()}\n}}\njam </dev/null >&2\nexec "$@"'
         argv = ["/bin/sh", "-c", script, "jam", *argv]
-    channel = transport.connect(spec, settings).exec(argv)
-    if opened is not None:
-        opened(channel)
+    channel = transport.connect(spec, settings, attempt).exec(argv)
+    attempt.ends_with(channel.close)
     talk = _Talk(spec, channel, marker, {}).run()
     talk.sent = sent
     return talk

@@ -27,19 +27,18 @@ from .spans import Span, Spans
 if TYPE_CHECKING:
     from .bootstrap import Attached
     from .settings import HostSpec, Settings
-    from .transport import Channel
+    from .transport import Attempt
 
 BEAT_EVERY = 2.0
 TICK = 0.5
 PATIENCE = 4.0  # the longest that a host took to answer, times this, is waited for the others
 PATIENCE_MIN = 5.0  # seconds
 GREETING = 45.0  # seconds: an agent that imports numpy from a slow home takes its time
-CLOSE_SECONDS = 0.5  # for a thread that is still connecting: then it ends by itself
 HOLDS_MAX = 200_000  # digests per host, remembered so that slices go back to where they are
 FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
-Attach = Callable[["HostSpec", Callable[["Channel"], None]], "Attached"]
+Attach = Callable[["HostSpec", "Attempt"], "Attached"]
 
 
 @dataclass
@@ -102,7 +101,8 @@ class Call:
 
 
 class Engine:
-    """All hosts of one Master. attach: opens a channel to a host's agent (blocking)."""
+    """All hosts of one Master. attach: opens a channel to a host's agent; blocks, until its Attempt
+    is ended."""
 
     def __init__(
         self,
@@ -145,22 +145,16 @@ class Engine:
             self.closed.set()
             for link in self.links.values():
                 link.hurry()
-            channels = {
-                link.label: channel
-                for link in self.links.values()
-                if (channel := link.attached.channel if link.attached else link.dialing)
-            }
+            attempts = [link.attempt for link in self.links.values() if link.attempt is not None]
             self.changed.notify_all()
-        closers = [
-            threading.Thread(target=channel.close, daemon=True) for channel in channels.values()
-        ]
+        closers = [threading.Thread(target=attempt.end, daemon=True) for attempt in attempts]
         for closer in closers:
             closer.start()
-        now = time.monotonic()
+        deadline = time.monotonic() + JOIN_SECONDS
         for closer in closers:  # all at once: each waits a little for a host that stands still
-            closer.join(max(0.0, now + JOIN_SECONDS - time.monotonic()))
-        for label, link in self.links.items():
-            link.join(now + (JOIN_SECONDS if label in channels else CLOSE_SECONDS))
+            closer.join(max(0.0, deadline - time.monotonic()))
+        for link in self.links.values():
+            link.join(deadline)
         if self._ticker.ident:
             self._ticker.join(JOIN_SECONDS)
 

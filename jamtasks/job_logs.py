@@ -95,10 +95,11 @@ def attach(project: Project, name: str | None, hosts_file: str | None) -> int:
     if host.transport == "local":
         code = _join_here(session)
     else:
+        from .transport import Attempt
         from .transport.openssh import OpensshConnection
 
         line = _JOIN.format(name=session.replace(".", "[.]"), code=_NO_SCREEN)
-        connection = OpensshConnection(host, settings.load(hosts_file))
+        connection = OpensshConnection(host, settings.load(hosts_file), Attempt(host.label))
         code = subprocess.call(connection.terminal(line))
     if code != _NO_SCREEN:
         return 1 if code else 0

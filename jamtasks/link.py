@@ -13,12 +13,12 @@ from worker_payload.wire import Buffer, ProtocolError
 
 from .errors import AuthenticationError, HostError, HostKeyError
 from .session import Session
+from .transport.base import Attempt
 
 if TYPE_CHECKING:
     from .bootstrap import Attached
     from .engine import Call, Engine
     from .settings import HostSpec
-    from .transport import Channel
 
 READ_SIZE = 1 << 20
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost host
@@ -41,7 +41,7 @@ class Link:
         self.error: HostError | None = None
         self.session: Session | None = None
         self.attached: Attached | None = None
-        self.dialing: Channel | None = None  # the last channel that was opened
+        self.attempt: Attempt | None = None  # the latest to reach it
         self.answers: dict[tuple[str, ...], tuple[str, ...]] = {}  # Require -> Lacks
         self.asked: dict[int, tuple[str, ...]] = {}
         self.notes: list[str] = []
@@ -106,8 +106,12 @@ class Link:
     def _try(self) -> bool:
         """Connect, and talk until the connection ends. True if it is worth trying again."""
         engine = self.engine
+        with engine.lock:
+            if engine.closing:
+                return False
+            attempt = self.attempt = Attempt(self.label)
         try:
-            attached = engine.attach(self.spec, self._opened)
+            attached = engine.attach(self.spec, attempt)
         except HostError as error:
             lost = self.state == "lost" and not isinstance(error, HostKeyError)
             self._fail(error, "lost" if lost else "unreachable")
@@ -126,14 +130,6 @@ class Link:
             self._fail(HostError(self.label, what), "unreachable")
             return False
         return True
-
-    def _opened(self, channel: Channel) -> None:
-        """There is a channel, on which nobody may have logged in yet."""
-        with self.engine.lock:
-            self.dialing = channel
-            closing = self.engine.closing
-        if closing:
-            channel.close()
 
     def _fail(self, error: HostError, state: str) -> None:
         with self.engine.lock:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 
 from . import bootstrap
-from .bootstrap import Attached, Opened
+from .bootstrap import Attached
 from .settings import HostSpec, Settings, check_project, load
-from .transport import Channel
+from .transport import Attempt
 
 HEAD_START = 32  # hosts: of more, the first to begin are as late as all others
 
@@ -42,12 +43,12 @@ class Logins:
         names = hosts if hosts is None or isinstance(hosts, str) else list(hosts)
         return cls(settings, settings.select(names), check_project(project))
 
-    def attach(self, spec: HostSpec, opened: Opened) -> Attached:
+    def attach(self, spec: HostSpec, attempt: Attempt) -> Attached:
         """As bootstrap.attach."""
         login = self._begun.pop(spec.label, None)
         if login is None or login.spec != spec:
-            return bootstrap.attach(spec, self.settings, self.project, opened)
-        return login.join(opened)
+            return bootstrap.attach(spec, self.settings, self.project, attempt)
+        return login.join(attempt)
 
     def close(self) -> None:
         while self._begun:
@@ -70,11 +71,8 @@ class _Login:
 
     def __init__(self, spec: HostSpec, settings: Settings, project: str):
         self.spec = spec
-        self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._opened: Opened | None = None
-        self._found: Attached | None = None
-        self._error: BaseException | None = None
+        self._attempt = Attempt(spec.label)
+        self._found: Future[Attached] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(settings, project), name=f"jam {spec.label} login", daemon=True
         )
@@ -82,31 +80,15 @@ class _Login:
 
     def _run(self, settings: Settings, project: str) -> None:
         try:
-            self._found = bootstrap.attach(self.spec, settings, project, self._tell)
+            self._found.set_result(bootstrap.attach(self.spec, settings, project, self._attempt))
         except BaseException as error:  # for who joins
-            self._error = error
+            self._found.set_exception(error)
 
-    def _tell(self, channel: Channel) -> None:
-        with self._lock:
-            self._channel, opened = channel, self._opened
-        if opened is not None:
-            opened(channel)
-
-    def join(self, opened: Opened) -> Attached:
-        """What came of it. opened: told of channels from now on, and of the last one."""
-        with self._lock:
-            self._opened, channel = opened, self._channel
-        if channel is not None:
-            opened(channel)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._found is not None
-        return self._found
+    def join(self, attempt: Attempt) -> Attached:
+        """What came of it. attempt: ends it from now on."""
+        attempt.ends_with(self.end)
+        return attempt.wait(self._found)
 
     def end(self) -> None:
         """Nobody wants it: whatever channel there is or will be is closed."""
-        with self._lock:
-            self._opened, channel = Channel.close, self._channel
-        if channel is not None:
-            channel.close()
+        self._attempt.end()

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec, Settings
-from jamtasks.transport.base import Channel, Connection
+from jamtasks.transport.base import Attempt, Channel, Connection
 
-__all__ = ["Channel", "Connection", "connect"]
+__all__ = ["Attempt", "Channel", "Connection", "connect"]
 
 
-def connect(spec: HostSpec, settings: Settings) -> Connection:
+def connect(spec: HostSpec, settings: Settings, attempt: Attempt | None = None) -> Connection:
     """A connection to the host. openssh and local say at the first read what went wrong.
 
-    Raises HostError, HostKeyError or AuthenticationError with the true reason."""
+    attempt: by which another thread can end this, and `exec`; then Ended is raised. Raises
+    HostError, HostKeyError or AuthenticationError with the true reason."""
+    attempt = attempt or Attempt(spec.label)
+    attempt.check()
     if spec.transport == "local":
         from jamtasks.transport.local import LocalConnection
 
@@ -23,9 +26,9 @@ def connect(spec: HostSpec, settings: Settings) -> Connection:
     if spec.transport == "openssh":
         from jamtasks.transport.openssh import OpensshConnection
 
-        return OpensshConnection(spec, settings)
+        return OpensshConnection(spec, settings, attempt)
     if spec.transport == "fabric":
         from jamtasks.transport.fabric_ssh import FabricConnection
 
-        return FabricConnection(spec, settings)
+        return FabricConnection(spec, settings, attempt)
     raise HostError(spec.label, f"{spec.transport!r} is no transport")

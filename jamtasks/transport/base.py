@@ -10,6 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from jamtasks.errors import HostError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 STDERR_KEPT = 64 << 10
 CONNECTS_AT_ONCE = 8  # sshd drops unauthenticated connections at random from ten on (MaxStartups)
 ATTEMPTS = 6
+LOOK_SECONDS = 0.1  # between looks whether a wait is to end
 _SMALL = 32 << 10
 _IOV_MAX = 512  # the least of all systems' limits is 1024
 
@@ -69,6 +71,10 @@ class Connection(ABC):
     @abstractmethod
     def exec(self, command: str | Sequence[str]) -> Channel:
         """Run a command line for the login shell there; on this machine, an argument vector."""
+
+    def cut(self) -> None:
+        """End what waits for a host that stands still; `close` is still to come."""
+        return
 
     def close(self) -> None:
         """End it and its channels."""
@@ -224,6 +230,104 @@ def packets(buffers: Sequence[Buffer]) -> Iterator[memoryview]:
 
 # --- connecting --------------------------------------------------------------------------------
 
+T = TypeVar("T")
+
+
+class Ended(HostError):
+    """Nobody wants this connection any more: `Attempt.end` was called."""
+
+
+class Attempt:
+    """One try to reach a host, which any thread may end, whatever it waits for just then.
+
+    What waits says how its wait is ended (`during`), or does so where it can be left alone
+    (`aside`), or asks now and then (`check`)."""
+
+    def __init__(self, host: str = ""):
+        self.host = host
+        self._changed = threading.Condition()
+        self._ended = False
+        self._ends: list[Callable[[], object]] = []
+
+    def end(self) -> None:
+        """End what is under way; all that is begun for this attempt from now on raises Ended."""
+        with self._changed:
+            self._ended = True
+            ends, self._ends = self._ends, []
+            self._changed.notify_all()
+        for end in reversed(ends):
+            with contextlib.suppress(Exception):
+                end()
+
+    def check(self) -> None:
+        if self._ended:
+            raise Ended(self.host, "the attempt to reach it was ended", retry=True)
+
+    def ends_with(self, end: Callable[[], object]) -> None:
+        """`end` is to call this, from another thread, from now on. If it is too late for that, it
+        is called here, and Ended raised."""
+        with self._changed:
+            if not self._ended:
+                self._ends.append(end)
+                return
+        end()
+        self.check()
+
+    @contextlib.contextmanager
+    def during(self, end: Callable[[], object]) -> Iterator[None]:
+        """`end` is to call this while the block runs."""
+        self.ends_with(end)
+        try:
+            yield
+        finally:
+            with self._changed, contextlib.suppress(ValueError):
+                self._ends.remove(end)
+
+    def wait(self, future: Future[T]) -> T:
+        """Its result, or what it raises."""
+        future.add_done_callback(lambda _: self._wake())
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or future.done())
+        if not future.done():
+            self.check()
+        return future.result()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def aside(self, work: Callable[[], T], discard: Callable[[T], object] = lambda _: None) -> T:
+        """work() in a thread of its own, because nothing can end it. If this attempt ends first,
+        the thread goes on alone, and what it finds is discarded."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=f"jam {self.host} aside", daemon=True).start()
+        try:
+            return self.wait(future)
+        except Ended:
+            future.add_done_callback(lambda _: future.exception() or discard(future.result()))
+            raise
+
+    def pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, seconds)
+        self.check()
+
+    def enter(self, door: threading.BoundedSemaphore) -> None:
+        """Acquire it."""
+        while not door.acquire(timeout=LOOK_SECONDS):
+            self.check()
+        if self._ended:
+            door.release()
+            self.check()
+
+
 _gates: dict[tuple[str, int], threading.BoundedSemaphore] = {}
 _gates_lock = threading.Lock()
 
@@ -241,18 +345,15 @@ class Crowded(HostError):
         super().__init__(host, message, hint, retry=True)
 
 
-T = TypeVar("T")
-
-
-def patiently(attempt: Callable[[], T], timeout: float) -> T:
-    """attempt(), again after Crowded: a few times, with growing pauses of random length."""
+def patiently(work: Callable[[], T], timeout: float, attempt: Attempt) -> T:
+    """work(), again after Crowded: a few times, with growing pauses of random length."""
     until = time.monotonic() + timeout
     for number in range(ATTEMPTS):
         try:
-            return attempt()
+            return work()
         except Crowded as error:
             pause = random.uniform(0.5, 1.0) * 0.2 * 2**number
             if number == ATTEMPTS - 1 or time.monotonic() + pause > until:
                 raise HostError(error.host, error.reason, error.hint, retry=True) from None
-            time.sleep(pause)
+            attempt.pause(pause)
     raise AssertionError("not reached")

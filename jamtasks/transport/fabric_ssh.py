@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -19,7 +20,18 @@ from typing import TYPE_CHECKING, Any
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.transport import known_hosts
-from jamtasks.transport.base import Channel, Connection, Crowded, Tail, gate, packets, patiently
+from jamtasks.transport.base import (
+    LOOK_SECONDS,
+    Attempt,
+    Channel,
+    Connection,
+    Crowded,
+    Ended,
+    Tail,
+    gate,
+    packets,
+    patiently,
+)
 from jamtasks.transport.openssh import by_hand
 from jamtasks.transport.ssh_config import Hop, route
 
@@ -40,16 +52,17 @@ _NOT_BY_PARAMIKO = {"gssapi-with-mic", "gssapi-keyex", "hostbased"}
 class FabricConnection(Connection):
     """A Fabric Connection and those to its jump hosts, which others may share."""
 
-    def __init__(self, spec: HostSpec, settings: Settings):
+    def __init__(self, spec: HostSpec, settings: Settings, attempt: Attempt):
         super().__init__(spec.label)
         if not logging.getLogger("paramiko").handlers:  # it logs tracebacks of what we handle
             logging.getLogger("paramiko").addHandler(logging.NullHandler())
-        hops = route(spec, settings)
-        self._gateway = _borrow(hops[:-1], settings) if hops[:-1] else None
+        hops = route(spec, settings, attempt)
+        self._gateway = _borrow(hops[:-1], settings, attempt) if hops[:-1] else None
         try:
             self._login = patiently(
-                lambda: _Login(hops[-1], settings, self._gateway, with_session=True),
+                lambda: _Login(hops[-1], settings, attempt, self._gateway, with_session=True),
                 settings.connect_timeout,
+                attempt,
             )
         except BaseException:
             self._release()
@@ -73,7 +86,6 @@ class FabricConnection(Connection):
         self._release()
 
     def cut(self) -> None:
-        """End what waits for a host that stands still."""
         self._login.cut()
 
     def _release(self) -> None:
@@ -171,52 +183,69 @@ class _Login:
         self,
         hop: Hop,
         settings: Settings,
+        attempt: Attempt,
         gateway: _Gateway | None,
         *,
         with_session: bool = False,
     ):
+        self.hop = hop
+        self.session: paramiko.Channel | None = None
+        self._attempt = attempt
+        door = gate(hop.host, hop.port)
+        attempt.enter(door)
+        try:
+            began = time.monotonic()
+            self._socket, self._process = _dial(hop, settings, attempt, gateway)
+            try:
+                with attempt.during(self.cut):
+                    self._log_in(settings, began)
+                    if with_session:
+                        self._open_first_session()
+                attempt.check()
+            except BaseException:
+                self.close()
+                attempt.check()
+                raise
+        finally:
+            door.release()
+
+    def _log_in(self, settings: Settings, began: float) -> None:
         import fabric
         import paramiko
 
-        self.hop = hop
-        label = hop.spec.label
-        timeout = settings.connect_timeout
-        with gate(hop.host, hop.port):
-            began = time.monotonic()
-            self._socket, self._process = _dial(hop, timeout, settings.dead_after, gateway)
-            config = fabric.Config(lazy=True, overrides={"load_ssh_configs": False})
-            self._connection = fabric.Connection(
-                hop.host,
-                user=hop.user,
-                port=hop.port,
-                config=config,
-                connect_timeout=max(1, round(timeout)),
-                connect_kwargs={
-                    "sock": self._socket,
-                    "banner_timeout": timeout,
-                    "auth_timeout": 2 * timeout,
-                    "transport_factory": lambda sock, **options: _transport(hop, sock, **options),
-                    "auth_strategy": _strategy(hop),
-                },
-            )
-            self._connection.client.set_missing_host_key_policy(_policy(hop, settings.accept_new))
-            try:
-                self._connection.open()
-            except HostError:
-                self.close()
-                raise
-            except paramiko.ssh_exception.IncompatiblePeer as error:
-                self.close()
-                hint = "transport: openssh may know what it wants"
-                raise HostError(label, f"no common algorithms: {_say(error)}", hint) from None
-            except (paramiko.SSHException, EOFError, OSError) as error:
-                self.close()
-                raise _explain(hop, error, time.monotonic() - began, timeout) from None
-            self.transport: paramiko.Transport = self._connection.transport
-            self.session: paramiko.Channel | None = None
-            if with_session:
-                with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-                    self.session = self.open_session()  # else exec() will say why not
+        hop, timeout = self.hop, settings.connect_timeout
+        self._connection = fabric.Connection(
+            hop.host,
+            user=hop.user,
+            port=hop.port,
+            config=fabric.Config(lazy=True, overrides={"load_ssh_configs": False}),
+            connect_timeout=max(1, round(timeout)),
+            connect_kwargs={
+                "sock": self._socket,
+                "banner_timeout": timeout,
+                "auth_timeout": 2 * timeout,
+                "transport_factory": lambda sock, **options: _transport(hop, sock, **options),
+                "auth_strategy": _strategy(hop, self._attempt),
+            },
+        )
+        self._connection.client.set_missing_host_key_policy(_policy(hop, settings.accept_new))
+        try:
+            self._connection.open()
+        except HostError:
+            raise
+        except paramiko.ssh_exception.IncompatiblePeer as error:
+            hint = "transport: openssh may know what it wants"
+            reason = f"no common algorithms: {_say(error)}"
+            raise HostError(hop.spec.label, reason, hint) from None
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise _explain(hop, error, time.monotonic() - began, timeout) from None
+        self.transport: paramiko.Transport = self._connection.transport
+
+    def _open_first_session(self) -> None:
+        import paramiko
+
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            self.session = self.open_session()  # else exec() will say why not
 
     def open_session(self) -> paramiko.Channel:
         return self.transport.open_session(WINDOW, PACKET, timeout=30)
@@ -272,6 +301,9 @@ def _transport(hop: Hop, sock: Any, **options: Any) -> paramiko.Transport:
     import paramiko
 
     transport = paramiko.Transport(sock, **options)
+    # its timer is a thread that outlives a handshake that fails, and keeps the program from ending;
+    # connect_timeout bounds the handshake, too
+    transport.packetizer.start_handshake = lambda timeout: None
     security = transport.get_security_options()
     fast = [name for name in CIPHERS if name in security.ciphers]
     security.ciphers = [*fast, *(name for name in security.ciphers if name not in fast)]
@@ -326,17 +358,17 @@ def check_host_key(hop: Hop, kind: str, key: bytes, accept_new: bool) -> None:
     raise HostKeyError(label, f"its host key is unknown ({name}: {shown})", hint)
 
 
-def _strategy(hop: Hop) -> Any:
+def _strategy(hop: Hop, attempt: Attempt) -> Any:
     from paramiko.auth_strategy import AuthStrategy
 
     class Strategy(AuthStrategy):
         def authenticate(self, transport: Any) -> None:
-            authenticate(transport, hop)
+            authenticate(transport, hop, attempt)
 
     return Strategy(ssh_config=None)
 
 
-def authenticate(transport: paramiko.Transport, hop: Hop) -> None:
+def authenticate(transport: paramiko.Transport, hop: Hop, attempt: Attempt) -> None:
     """Keys, then the password; each once. Raises AuthenticationError saying what was tried."""
     import paramiko
 
@@ -367,7 +399,7 @@ def authenticate(transport: paramiko.Transport, hop: Hop) -> None:
     # asking for the methods costs a round trip, and using the wrong one counts as a failure
     if password is not None and one("nothing", lambda: transport.auth_none(hop.user)):
         return
-    for what, key in _keys(hop, skipped):
+    for what, key in _keys(hop, skipped, attempt):
         if len(tried) >= MAX_KEYS or (allowed and "publickey" not in allowed):
             break
         if one(what, functools.partial(transport.auth_publickey, hop.user, key)):
@@ -414,7 +446,7 @@ def _refused(
     return AuthenticationError(hop.spec.label, message, hint)
 
 
-def _keys(hop: Hop, skipped: list[str]) -> Any:
+def _keys(hop: Hop, skipped: list[str], attempt: Attempt) -> Any:
     """(name, key) in OpenSSH's order: the agent's that we have files of, other ones, files."""
     import paramiko
 
@@ -423,7 +455,7 @@ def _keys(hop: Hop, skipped: list[str]) -> Any:
         skipped.append(f"{hop.spec.key} (no such file)")
     public = {_public(name): name for name in (*hop.identities, *files)}
     held: list[Any] = []
-    agent = _agent(hop.agent)
+    agent = _agent(hop.agent, attempt)
     try:
         held = list(agent.get_keys()) if agent else []
         ours = [key for key in held if key.asbytes() in public]
@@ -462,7 +494,7 @@ def _public(name: str) -> bytes | None:
         return None
 
 
-def _agent(path: str | None) -> Any:
+def _agent(path: str | None, attempt: Attempt) -> Any:
     from paramiko.agent import AgentSSH
 
     if path is None:
@@ -470,6 +502,7 @@ def _agent(path: str | None) -> Any:
     agent = AgentSSH()
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(5)
+    attempt.ends_with(lambda: connection.shutdown(socket.SHUT_RDWR))
     try:
         connection.connect(path)
         agent._connect(connection)
@@ -484,39 +517,70 @@ def _agent(path: str | None) -> Any:
 
 
 def _dial(
-    hop: Hop, timeout: float, dead_after: float, gateway: _Gateway | None
+    hop: Hop, settings: Settings, attempt: Attempt, gateway: _Gateway | None
 ) -> tuple[Any, subprocess.Popen[bytes] | None]:
     """Something like a socket that leads to the hop's sshd, and the process behind it, if any."""
     if gateway is not None:
-        return gateway.forward(hop, timeout), None
+        return gateway.forward(hop, settings.connect_timeout, attempt), None
     if hop.proxy_command:
         return _proxied(hop)
     label, where = hop.spec.label, f"{hop.host} port {hop.port}"
     try:
-        found = socket.getaddrinfo(hop.host, hop.port, hop.family, socket.SOCK_STREAM)
+        found = _look_up(hop, attempt)
     except (OSError, UnicodeError) as error:
         hint = "is it spelled right, and in DNS, /etc/hosts or ssh_config?"
         raise HostError(label, f"{hop.host}: {_say(error)}", hint, retry=True) from None
     failures = []
+    timeout = settings.connect_timeout
     for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(timeout)
             if hop.bind:
                 sock.bind((hop.bind, 0))
-            sock.connect(address)
+            _connect(sock, address, timeout, attempt)
         except OSError as error:
             sock.close()
             failures.append(f"no answer in {timeout:g} s" if isinstance(error, TimeoutError)
                             else _say(error))  # fmt: skip
             continue
+        except BaseException:
+            sock.close()
+            raise
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # a dead peer ends our writes, not only our reads
-            milliseconds = int(1000 * dead_after)
+            milliseconds = int(1000 * settings.dead_after)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         return sock, None
     raise HostError(label, f"{where}: {'; '.join(dict.fromkeys(failures))}", retry=True)
+
+
+def _look_up(hop: Hop, attempt: Attempt) -> list[Any]:
+    """Its addresses; raises OSError or UnicodeError. A resolver may be silent for long, too."""
+    flags = socket.AI_NUMERICHOST
+    with contextlib.suppress(OSError):
+        return socket.getaddrinfo(hop.host, hop.port, hop.family, socket.SOCK_STREAM, 0, flags)
+    return attempt.aside(
+        lambda: socket.getaddrinfo(hop.host, hop.port, hop.family, socket.SOCK_STREAM)
+    )
+
+
+def _connect(sock: socket.socket, address: Any, timeout: float, attempt: Attempt) -> None:
+    """Raises OSError."""
+    deadline = time.monotonic() + timeout
+    sock.setblocking(False)
+    error = sock.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        while not poll.poll(1000 * LOOK_SECONDS):
+            attempt.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+    sock.settimeout(timeout)
 
 
 def _proxied(hop: Hop) -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -539,13 +603,16 @@ class _Gateway:
     before: _Gateway | None
     users: int = 0
 
-    def forward(self, hop: Hop, timeout: float) -> Any:
+    def forward(self, hop: Hop, timeout: float, attempt: Attempt) -> Any:
         import paramiko
 
-        try:
-            tunnel = self.login.transport.open_channel(
+        def ask() -> paramiko.Channel:
+            return self.login.transport.open_channel(
                 "direct-tcpip", (hop.host, hop.port), ("", 0), *TUNNEL, timeout=timeout
             )
+
+        try:
+            tunnel = attempt.aside(ask, lambda tunnel: tunnel.close())
         except (paramiko.SSHException, EOFError, OSError) as error:
             through = f"{self.login.hop.host} port {self.login.hop.port}"
             reason = f"gateway {through} does not reach {hop.host} port {hop.port}: {_say(error)}"
@@ -569,7 +636,7 @@ _gateways: dict[Any, Future[_Gateway]] = {}
 _gateways_lock = threading.Lock()
 
 
-def _borrow(hops: tuple[Hop, ...], settings: Settings) -> _Gateway:
+def _borrow(hops: tuple[Hop, ...], settings: Settings, attempt: Attempt) -> _Gateway:
     """The one login at the last of these jump hosts. Whoever waits for it shares its failure."""
     key = tuple((hop.user, hop.host, hop.port, hop.spec.key) for hop in hops)
     while True:
@@ -581,10 +648,11 @@ def _borrow(hops: tuple[Hop, ...], settings: Settings) -> _Gateway:
         if mine:
             before: _Gateway | None = None
             try:
-                before = _borrow(hops[:-1], settings) if hops[:-1] else None
+                before = _borrow(hops[:-1], settings, attempt) if hops[:-1] else None
                 login = patiently(
-                    lambda: _Login(hops[-1], settings, before),  # noqa: B023
+                    lambda: _Login(hops[-1], settings, attempt, before),  # noqa: B023
                     settings.connect_timeout,
+                    attempt,
                 )
             except BaseException as error:
                 if before is not None:
@@ -594,7 +662,11 @@ def _borrow(hops: tuple[Hop, ...], settings: Settings) -> _Gateway:
                 future.set_exception(error)
                 raise
             future.set_result(_Gateway(key, login, before))
-        gateway = future.result()
+        try:
+            gateway = attempt.wait(future)
+        except Ended:
+            attempt.check()  # else it was somebody else's attempt: now it is ours
+            continue
         with _gateways_lock:
             if _gateways.get(key) is future:
                 if gateway.login.transport.is_active():

@@ -7,13 +7,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Sequence
 
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import HostSpec, Settings
-from jamtasks.transport.base import Channel, Connection, Crowded, ProcessChannel, gate
+from jamtasks.transport.base import Attempt, Channel, Connection, Crowded, ProcessChannel, gate
 from jamtasks.transport.ssh_config import Hop, route
 
 _ASKPASS = """\
@@ -25,7 +26,7 @@ printf '%s\\n' "$JAM_ASKPASS"
 class OpensshConnection(Connection):
     """One `ssh` process per command; it logs in when the command is run."""
 
-    def __init__(self, spec: HostSpec, settings: Settings):
+    def __init__(self, spec: HostSpec, settings: Settings, attempt: Attempt):
         super().__init__(spec.label)
         ssh = shutil.which("ssh")
         if ssh is None:
@@ -33,14 +34,15 @@ class OpensshConnection(Connection):
         self._ssh = ssh
         self._settings = settings
         self._password = spec.password
-        self._hops = route(spec, settings)
+        self._attempt = attempt
+        self._hops = route(spec, settings, attempt)
         self._channels: list[Channel] = []
 
     def exec(self, command: str | Sequence[str]) -> Channel:
         """The channel's first read waits for the login; its cause() says why there was none."""
         line = command if isinstance(command, str) else shlex.join(command)
         argv = [*self._argv(self._hops), "--", self._hops[-1].spec.name, line]
-        channel = _OpensshChannel(self._hops, argv, self._password)
+        channel = _OpensshChannel(self._hops, argv, self._password, self._attempt)
         self._channels.append(channel)
         return channel
 
@@ -102,13 +104,15 @@ def _can_ask() -> bool:
 
 
 class _OpensshChannel(ProcessChannel):
-    def __init__(self, hops: tuple[Hop, ...], argv: Sequence[str], password: str | None):
+    def __init__(
+        self, hops: tuple[Hop, ...], argv: Sequence[str], password: str | None, attempt: Attempt
+    ):
         first, last = hops[0], hops[-1]
         self._hop = last
         self._folder: str | None = None
         self._gate: threading.BoundedSemaphore | None = gate(first.host, first.port)
         self._gate_lock = threading.Lock()
-        self._gate.acquire()
+        attempt.enter(self._gate)
         try:
             super().__init__(last.spec.label, argv, self._environment(password))
         except BaseException:
@@ -152,6 +156,11 @@ class _OpensshChannel(ProcessChannel):
         return data
 
     def close(self) -> None:
+        if self._gate is not None:
+            # an ssh on which this one waits, as its ProxyCommand, would wait on by itself
+            for pid in _descendants(self.process.pid):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
         super().close()
         self._entered()
         self._forget()
@@ -165,6 +174,18 @@ class _OpensshChannel(ProcessChannel):
         if status is not None and status < 0:
             return HostError(self.host, f"ssh was ended by signal {-status}", retry=True)
         return None
+
+
+def _descendants(pid: int) -> list[int]:
+    """Where the system says so (Linux)."""
+    found, pending = [], [pid]
+    while pending:
+        parent = pending.pop()
+        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
+            children = [int(child) for child in file.read().split()]
+            found += children
+            pending += children
+    return found
 
 
 _CROWDED = re.compile(

@@ -9,12 +9,15 @@ import shlex
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 
 from jamtasks.errors import HostError, SettingsError
 from jamtasks.settings import HostSpec, Settings, parse_host, split
+from jamtasks.transport.base import LOOK_SECONDS, Attempt
 
 MAX_HOPS = 8
+ASK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,17 @@ class Hop:
     bind: str | None
 
 
-def route(spec: HostSpec, settings: Settings) -> tuple[Hop, ...]:
+def route(spec: HostSpec, settings: Settings, attempt: Attempt) -> tuple[Hop, ...]:
     """The servers to log in to, one through the other. Raises HostError."""
-    return _route(spec, settings, spec.gateway, 0)
+    return _route(spec, settings, attempt, spec.gateway, 0)
 
 
-def _route(spec: HostSpec, settings: Settings, gateway: str | None, depth: int) -> tuple[Hop, ...]:
+def _route(
+    spec: HostSpec, settings: Settings, attempt: Attempt, gateway: str | None, depth: int
+) -> tuple[Hop, ...]:
     if depth > MAX_HOPS:
         raise HostError(spec.label, "its jump hosts lead in a circle")
-    options = _resolve(spec)
+    options = _resolve(spec, attempt)
     if gateway is None and "proxycommand" not in options:
         gateway = options.get("proxyjump")
     before: tuple[Hop, ...] = ()
@@ -53,7 +58,7 @@ def _route(spec: HostSpec, settings: Settings, gateway: str | None, depth: int) 
         *earlier, last = split(gateway)
         jump = _jump(last, spec, settings)
         # a chain says all of the way; a single jump host may have its own way in ssh_config
-        before = _route(jump, settings, ",".join(earlier) or jump.gateway, depth + 1)
+        before = _route(jump, settings, attempt, ",".join(earlier) or jump.gateway, depth + 1)
         options.pop("proxycommand", None)
     return (*before, _hop(spec, options))
 
@@ -77,7 +82,7 @@ def _jump(word: str, spec: HostSpec, settings: Settings) -> HostSpec:
     )
 
 
-def _resolve(spec: HostSpec) -> dict[str, str]:
+def _resolve(spec: HostSpec, attempt: Attempt) -> dict[str, str]:
     """ssh_config's settings for a host, in lower case; several values of a key on lines."""
     if spec.ssh_config and not os.path.isfile(spec.ssh_config):
         raise HostError(spec.label, f"there is no ssh_config {spec.ssh_config}")
@@ -92,20 +97,38 @@ def _resolve(spec: HostSpec) -> dict[str, str]:
     if spec.port:
         argv += ["-p", str(spec.port)]
     try:
-        asked = subprocess.run(
-            [*argv, "--", spec.name], stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
-            encoding="utf-8", errors="replace",
-        )  # fmt: skip
+        status, told, complaints = _ask([*argv, "--", spec.name], attempt)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(spec.label, f"ssh -G {spec.name}: {error}") from None
-    if asked.returncode:
-        reason = asked.stderr.strip().replace("\r", "").splitlines() or ["no reason given"]
+    if status:
+        reason = complaints.strip().replace("\r", "").splitlines() or ["no reason given"]
         raise HostError(spec.label, f"ssh -G {spec.name}: {reason[0]}", "\n  ".join(reason[1:]))
     options: dict[str, str] = {}
-    for line in asked.stdout.splitlines():
+    for line in told.splitlines():
         key, _, value = line.partition(" ")
         options[key] = f"{options[key]}\n{value}" if key in options else value
     return options
+
+
+def _ask(argv: list[str], attempt: Attempt) -> tuple[int, str, str]:
+    """Exit status, output and errors. It takes milliseconds, but for what `Match exec` runs."""
+    deadline = time.monotonic() + ASK_SECONDS
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace",
+    ) as process:  # fmt: skip
+        while True:
+            try:
+                told, complaints = process.communicate(timeout=LOOK_SECONDS)
+                return process.returncode, told, complaints
+            except subprocess.TimeoutExpired as error:
+                try:
+                    attempt.check()
+                    if time.monotonic() > deadline:
+                        raise subprocess.TimeoutExpired(argv, ASK_SECONDS) from error
+                except BaseException:
+                    process.kill()
+                    raise
 
 
 def _resolve_without_ssh(spec: HostSpec) -> dict[str, str]:

@@ -258,7 +258,7 @@ class World:
         specs = [HostSpec(name, workers=count) for name, count in workers.items()]
         self.engine = Engine(
             specs, Settings(tuple(specs)), build=BUILD, project=PROJECT,
-            attach=lambda spec, opened: None,  # type: ignore[arg-type,return-value]
+            attach=lambda spec, attempt: None,  # type: ignore[arg-type,return-value]
             on_output=lambda host, output: None,
         )  # fmt: skip
         self.remotes = {name: Remote(name, count, self.clock) for name, count in workers.items()}

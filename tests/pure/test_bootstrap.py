@@ -8,7 +8,7 @@ import pytest
 from jamtasks import bootstrap
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec
-from jamtasks.transport.base import Channel, Crowded, packets, patiently
+from jamtasks.transport.base import Attempt, Channel, Crowded, packets, patiently
 
 HALVES = ("a" * 16, "b" * 16)
 MARK = "b" * 16 + "a" * 16
@@ -176,7 +176,7 @@ def test_packets_join_the_small_and_keep_the_large():
 
 
 def test_patience_ends(monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(Attempt, "pause", lambda attempt, seconds: None)
     tries = []
 
     def attempt():
@@ -184,10 +184,10 @@ def test_patience_ends(monkeypatch):
         raise Crowded("lab1", "full")
 
     with pytest.raises(HostError, match="full") as caught:
-        patiently(attempt, 60)
+        patiently(attempt, 60, Attempt())
     assert not isinstance(caught.value, Crowded)
     assert 3 <= len(tries) <= 10
-    assert patiently(lambda: "in", 60) == "in"
+    assert patiently(lambda: "in", 60, Attempt()) == "in"
 
 
 def test_other_errors_are_not_tried_again():
@@ -198,5 +198,5 @@ def test_other_errors_are_not_tried_again():
         raise HostError("lab1", "refused", retry=True)
 
     with pytest.raises(HostError):
-        patiently(attempt, 60)
+        patiently(attempt, 60, Attempt())
     assert len(tries) == 1

@@ -15,6 +15,7 @@ from jamtasks.bootstrap import Attached
 from jamtasks.engine import Engine
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import HostSpec, Settings
+from jamtasks.transport.base import Attempt
 from worker_payload import wire
 
 WELCOME = b"".join(
@@ -57,11 +58,12 @@ def start(monkeypatch) -> Iterator[Callable[..., Engine]]:
     def begin(*ways: Any, dead_after: float = 0.2) -> Engine:
         left = list(ways)
 
-        def attach(spec: HostSpec, opened: Any) -> Attached:
+        def attach(spec: HostSpec, attempt: Attempt) -> Attached:
             way = left.pop(0) if len(left) > 1 else left[0]
             if isinstance(way, HostError):
                 tries.append(time.monotonic())
                 raise way
+            attempt.ends_with(way.close)
             return Attached(way, b"", "present", "", 0.0)
 
         tries: list[float] = []
