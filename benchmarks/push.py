@@ -1,38 +1,66 @@
-"""A cold push: 256 MB of float64 to one SSH host that has none of it, then the same call again.
+"""256 MB of float64 to 4 workers of one host, in 8 slices; their sum. Then the same call again.
 
-The limits in the same run: a bare Paramiko channel with AES-GCM, and `ssh host cat >/dev/null`.
+The limits in the same run: a bare Paramiko channel with AES-GCM, and `ssh host cat >/dev/null`; for
+the second call local processes behind plain pipes that hold the data; for data that is not given as
+a DataSet, which has to be digested anew, SHA-256 of it all alone. Then: the memory of all workers.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 import statistics
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 import numpy
 
 from jamtasks import DataSet, Master
 
-from . import bytesum, common
+from . import common, peers, summing
 
 MEGABYTES = 256
-REPEAT = 5
+WORKERS, SLICES = 4, 8
+REPEAT, AGAIN = 5, 40
+SECONDS = 8.0  # that one contender may take of a race, if it is to run more than once
+LINGER = 0.5  # seconds that data is held, so that memory can be looked at
+Go = Callable[[], object]
 
 
-def bare_paramiko(host: common.Host, data: memoryview) -> float:
-    """Seconds to write `data` into `cat >/dev/null` over one Paramiko channel, AES-GCM first."""
-    import paramiko
+def ssh_cat(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+    def go() -> common.Seconds:
+        process = subprocess.Popen(
+            host.ssh("cat >/dev/null; echo done"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(b"first ")  # there when the clock starts, as everybody is
+            process.stdin.flush()
+            time.sleep(0.5)
+            began = time.perf_counter()
+            process.stdin.write(memoryview(matrix).cast("B"))
+            process.stdin.close()
+            process.stdout.read()
+            return common.Seconds(time.perf_counter() - began)
+        finally:
+            common.end(process)
 
-    client = paramiko.SSHClient()
-    client.load_host_keys(host.known_hosts)
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    prefer = paramiko.Transport._preferred_ciphers  # type: ignore[attr-defined]
-    others = [name for name in prefer if "gcm" not in name]
-    client.connect(
-        host.address, port=host.port, username=host.user, key_filename=host.key,
-        disabled_algorithms={"ciphers": others}, allow_agent=False, look_for_keys=False,
-    )  # fmt: skip
-    try:
+    return go
+
+
+def paramiko(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+    """Into `cat >/dev/null` over one channel, AES-GCM first."""
+    client = common.paramiko_client(host)
+    stack.callback(client.close)
+    data = memoryview(matrix).cast("B")
+
+    def go() -> common.Seconds:
         transport = client.get_transport()
         assert transport is not None
         channel = transport.open_session(window_size=1 << 24, max_packet_size=1 << 15)
@@ -43,71 +71,242 @@ def bare_paramiko(host: common.Host, data: memoryview) -> float:
         channel.shutdown_write()
         while channel.recv(100):
             pass
-        return time.perf_counter() - began
-    finally:
-        client.close()
+        took = time.perf_counter() - began
+        channel.close()
+        return common.Seconds(took)
+
+    return go
 
 
-def ssh_cat(host: common.Host, data: memoryview) -> float:
-    process = subprocess.Popen(
-        host.ssh("cat >/dev/null; echo done"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+def jam(transport: str) -> Callable[..., Go]:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+        """Connected before the clock starts; a host that has nothing."""
+
+        def go() -> common.Seconds:
+            with Master([host.spec(transport, WORKERS)], "push") as master:
+                master.run(summing, None, numpy.zeros((WORKERS, 4)))
+                data = DataSet(matrix.view())
+                began = time.perf_counter()
+                total = master.run(summing, None, data, slice_size=len(matrix) // SLICES)
+                took = time.perf_counter() - began
+                assert numpy.isclose(total, matrix.sum())
+                assert master.last_run.bytes_sent >= matrix.nbytes, "the data was there already"
+            host.forget_everything()
+            return common.Seconds(took)
+
+        return go
+
+    return start
+
+
+def peer(name: str, share: int = 1) -> Callable[..., Go]:
+    """share: it gets only one row in so many, or it would take a minute; the time is scaled."""
+
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+        workers = peers.PEERS[name](stack, host.where, WORKERS)
+        some = matrix[: len(matrix) // share]
+        parts, total = numpy.array_split(some, SLICES), some.sum()
+        assert workers.ready("plus_one")(1) == [2] * WORKERS
+
+        def go() -> common.Seconds:
+            began = time.perf_counter()
+            workers.hold(parts)
+            assert numpy.isclose(sum(workers.ready("total")(None)), total)
+            return common.Seconds((time.perf_counter() - began) * share)
+
+        return go
+
+    return start
+
+
+COLD: dict[str, Callable[..., Go]] = {
+    "`ssh host cat >/dev/null` (limit)": ssh_cat,
+    "bare Paramiko channel, AES-GCM (limit)": paramiko,
+    "jam, openssh": jam("openssh"),
+    "jam, fabric": jam("fabric"),
+    "execnet": peer("execnet", 4),
+    "execnet, without its `ssh -C`": peer("execnet-uncompressed"),
+    "mitogen": peer("mitogen", 8),
+    "mitogen, compression off": peer("mitogen-uncompressed"),
+    "dask, bare TCP, not encrypted": peer("dask"),
+}
+
+
+def cold(host: common.Host, matrix: numpy.ndarray) -> None:
+    with common.Race() as race:
+        for name, start in COLD.items():
+            race.enter(name, functools.partial(start, host, matrix))
+        medians = race.run(REPEAT, seconds=SECONDS)
+    limits = [medians[name] for name in list(COLD)[:2]]
+    rows = []
+    for name in COLD:
+        if name in race.reasons:
+            rows.append([name, race.reasons[name], "", ""])
+            continue
+        ratios = [f"{limit / medians[name]:.2f}" for limit in limits]
+        rows.append([name, f"{matrix.nbytes / 1e6 / medians[name]:.0f}", *ratios])
+    common.table(
+        f"{MEGABYTES} MiB of float64 to {WORKERS} workers on one host, {SLICES} slices, sum",
+        ["", "MB/s cold", "ratio to `ssh host cat`", "ratio to bare Paramiko"],
+        rows,
     )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        began = time.perf_counter()
-        process.stdin.write(data)
-        process.stdin.close()
-        process.stdout.read()
-        return time.perf_counter() - began
-    finally:
-        common.end(process)
 
 
-def jam(host: common.Host, transport: str, matrix: numpy.ndarray) -> tuple[float, float]:
-    """Seconds of the first call and of the second. Connected before the clock starts."""
-    with Master([host.spec(transport, 4)], "push") as master:
-        master.run(bytesum, None, numpy.zeros((4, 4)))
-        data = DataSet(matrix)
-        began = time.perf_counter()
-        master.run(bytesum, None, data, slice_size=len(matrix) // 8)
-        first = time.perf_counter() - began
-        if master.last_run.bytes_sent < matrix.nbytes:
-            raise SystemExit("the data was there already")
-        began = time.perf_counter()
-        master.run(bytesum, None, data, slice_size=len(matrix) // 8)
-        second = time.perf_counter() - began
-        if master.last_run.bytes_sent:
-            raise SystemExit("the second call sent data")
-        return first, second
+# --- the second call ---------------------------------------------------------------------------
+
+
+def jam_again(transport: str, frozen: bool) -> Callable[..., Go]:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+        master = stack.enter_context(Master([host.spec(transport, WORKERS)], "again"))
+        data = DataSet(matrix.view()) if frozen else matrix
+        size = len(matrix) // SLICES
+        master.run(summing, None, data, slice_size=size)
+
+        def go() -> Any:
+            total = master.run(summing, None, data, slice_size=size)
+            assert not master.last_run.bytes_sent, "the second call sent data"
+            return total
+
+        return go
+
+    return start
+
+
+def peer_again(name: str) -> Callable[..., Go]:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+        workers = peers.PEERS[name](stack, host.where, WORKERS)
+        workers.hold(numpy.array_split(matrix, SLICES))
+        call = workers.ready("total")
+        return lambda: sum(call(None))
+
+    return start
+
+
+def hashing(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+    """SHA-256 of the slices, as many at a time as there are CPUs."""
+    threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+    parts = [memoryview(part).cast("B") for part in numpy.array_split(matrix, SLICES)]
+
+    def go() -> Any:
+        list(threads.map(lambda part: hashlib.sha256(part).digest(), parts))
+        return matrix.sum()
+
+    return go
+
+
+PIPES = "plain pipes to local processes (limit)"
+SECOND: dict[str, Callable[..., Go]] = {
+    PIPES: peer_again("pipes"),
+    "SHA-256 and sum, here (limit)": hashing,
+    "jam, openssh, `DataSet`": jam_again("openssh", True),
+    "jam, fabric, `DataSet`": jam_again("fabric", True),
+    "jam, fabric, raw array": jam_again("fabric", False),
+    "execnet": peer_again("execnet-uncompressed"),
+    "mitogen": peer_again("mitogen-uncompressed"),
+    "dask, bare TCP": peer_again("dask"),
+    "ipyparallel, bare TCP": peer_again("ipyparallel"),
+}
+RESTLESS = ("dask, bare TCP", "ipyparallel, bare TCP")  # see rounds.py
+
+
+def again(host: common.Host, matrix: numpy.ndarray) -> None:
+    quiet = tuple(name for name in SECOND if name not in RESTLESS)
+    total = matrix.sum()
+    rows: dict[str, list[str]] = {}
+    for names in (quiet, *((name, PIPES) for name in RESTLESS)):
+        with common.Race() as race:
+            for name in names:
+                start = functools.partial(SECOND[name], host, matrix)
+                race.enter(name, start, lambda value: numpy.isclose(value, total))
+            medians = race.run(AGAIN, 4, SECONDS / 2)
+        for name in names:
+            cells = [race.reasons.get(name, ""), ""]
+            if name in medians:
+                ratio = medians[name] / medians[PIPES]
+                cells = [f"{medians[name] * 1e3:.1f}", f"{ratio:.2f}"]
+            rows.setdefault(name, [name, *cells])
+    common.table(
+        "The same call again, the data is there", ["", "ms", "ratio to plain pipes"],
+        list(rows.values()),
+    )  # fmt: skip
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def jam_memory(host: common.Host, matrix: numpy.ndarray, workers: int) -> tuple[float, float]:
+    """Bytes of all workers together: before they had data, and while they hold all of it."""
+    with Master([host.spec("openssh", workers)], f"memory{workers}") as master:
+        master.run(summing, None, numpy.zeros((workers, 4)), slice_size=1)  # numpy is loaded
+        pids = master.run(summing)
+        before = common.memory(pids)
+        data, size = DataSet(matrix.view()), len(matrix) // workers
+        master.run(summing, None, data, slice_size=size)
+        return before, _during(lambda: master.run(summing, LINGER, data, slice_size=size), pids)
+
+
+def peer_memory(
+    name: str, host: common.Host, matrix: numpy.ndarray, workers: int
+) -> tuple[float, float]:
+    with ExitStack() as stack:
+        peer = peers.PEERS[name](stack, host.where, workers)
+        pids = peer.ready("pid")(None)
+        peer.hold([numpy.zeros((1, 4))] * workers)
+        peer.ready("total")(None)
+        before = common.memory(pids)
+        peer.hold(numpy.array_split(matrix, workers))
+        call = peer.ready("linger")
+        return before, _during(lambda: call(LINGER), pids)
+
+
+def _during(go: Callable[[], object], pids: list[int]) -> float:
+    """The memory these processes take while go() runs: the median, as one look takes its time."""
+    thread = threading.Thread(target=go)
+    thread.start()
+    seen = [0.0]
+    while thread.is_alive():
+        seen.append(common.memory(pids))
+        time.sleep(0.02)
+    thread.join()
+    return statistics.median(seen)
+
+
+def memory(host: common.Host, matrix: numpy.ndarray) -> None:
+    contenders = {
+        "jam": jam_memory,
+        "plain pipes to local processes": functools.partial(peer_memory, "pipes"),
+        "execnet": functools.partial(peer_memory, "execnet-uncompressed"),
+    }
+    rows = []
+    for name, measure in contenders.items():
+        cells = []
+        for workers in (WORKERS, 16):
+            try:
+                with common.within(60):
+                    before, during = measure(host, matrix, workers)
+            except Exception as error:
+                if name == "jam":
+                    raise
+                cells += [f"{type(error).__name__}: {error}"[:80], "", ""]
+                continue
+            size = matrix.nbytes
+            cells += [
+                f"{before / size:.2f}", f"{during / size:.2f}", f"{(during - before) / size:.2f}"
+            ]  # fmt: skip
+        rows.append([name, *cells])
+    common.table(
+        "Memory of all workers together (PSS), in multiples of the data",
+        ["", "4 workers, before", "with it", "more", "16 workers, before", "with it", "more"],
+        rows,
+    )
 
 
 def main() -> None:
-    rows: dict[str, list[float]] = {}
-    again: dict[str, list[float]] = {}
-    random = numpy.random.default_rng()
+    matrix = numpy.random.default_rng().random((MEGABYTES * 128, 1024))
     with common.host() as host:
-        for _ in range(REPEAT):
-            matrix = random.random((MEGABYTES * 128, 1024))
-            view = memoryview(matrix.reshape(-1).view(numpy.uint8))
-            rows.setdefault("ssh host cat (limit)", []).append(ssh_cat(host, view))
-            rows.setdefault("bare Paramiko, AES-GCM (limit)", []).append(bare_paramiko(host, view))
-            for transport in ("openssh", "fabric"):
-                matrix = random.random((MEGABYTES * 128, 1024))
-                first, second = jam(host, transport, matrix)
-                rows.setdefault(f"jam, {transport}", []).append(first)
-                again.setdefault(f"jam, {transport}", []).append(second)
-    size = MEGABYTES * 1.048576
-    base = statistics.median(rows["bare Paramiko, AES-GCM (limit)"])
-    shown = []
-    for name, times in rows.items():
-        seconds = statistics.median(times)
-        second = f"{statistics.median(again[name]) * 1e3:.1f}" if name in again else ""
-        shown.append([name, f"{size / seconds:.0f}", f"{base / seconds:.2f}", second])
-    common.table(
-        f"{MEGABYTES} MiB of float64 to one host",
-        ["", "MB/s cold", "ratio to bare Paramiko", "ms, second call"],
-        shown,
-    )
+        cold(host, matrix)
+        again(host, matrix)
+        memory(host, matrix)
 
 
 if __name__ == "__main__":

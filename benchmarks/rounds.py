@@ -1,11 +1,16 @@
 """How long is a round: tiny params to W warm workers on one SSH host, and W answers back?
 
-Peers in the same run, interleaved: execnet over the same sshd, multiprocessing.Pool without any
-network. The limit: `ssh host cat`, one connection per worker, one line there and back.
+Peers in the same run, in turns: execnet and mitogen over the same sshd, multiprocessing.Pool
+without any network, dask and ipyparallel over bare TCP. The limit: `ssh host cat`, one connection
+per worker, one line there and back.
+
+Workers of dask and ipyparallel are busy while they have nothing to do, which would slow the others
+down; so each of the two has a race of its own with execnet, which the ratios are to.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable
@@ -13,13 +18,15 @@ from contextlib import ExitStack
 
 from jamtasks import Master
 
-from . import common, trivial
+from . import common, peers, trivial
 
 ROUNDS, BURST = 400, 20
+SECONDS = 4.0  # that one contender may take of a race
 WORKERS = (1, 4, 16)
+Start = Callable[[common.Host, int, ExitStack], Callable[[], object]]
 
 
-def cat(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], None]:
+def cat(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
     """A line to W `ssh host cat`, and W lines back."""
     pipes = []
     for _ in range(workers):
@@ -30,77 +37,64 @@ def cat(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], None]
         assert process.stdin is not None and process.stdout is not None
         pipes.append((process.stdin.fileno(), process.stdout.fileno()))
 
-    def go() -> None:
+    def go() -> int:
         for out, _ in pipes:
-            os.write(out, b"1\n")
-        for _, back in pipes:
-            os.read(back, 100)
+            os.write(out, b"2\n")
+        return sum(int(os.read(back, 100)) for _, back in pipes)
 
     return go
 
 
-def pool(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], None]:
-    import multiprocessing
+def peer(name: str) -> Start:
+    def start(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
+        call = peers.PEERS[name](stack, host.where, workers).ready("plus_one")
+        return lambda: sum(call(1))
 
-    processes = stack.enter_context(multiprocessing.get_context("fork").Pool(workers))
-
-    def go() -> None:
-        processes.map(trivial.reduce_one, range(workers), chunksize=1)
-
-    return go
+    return start
 
 
-def execnet(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], None]:
-    import execnet as library
-
-    group = library.Group()
-    stack.callback(group.terminate, 5.0)
-    channels = []
-    for _ in range(workers):
-        gateway = group.makegateway(f"ssh=-F {host.config} {host.name}//python={host.python}")
-        channels.append(gateway.remote_exec("for item in channel:\n    channel.send(item + 1)"))
-
-    def go() -> None:
-        for channel in channels:
-            channel.send(1)
-        for channel in channels:
-            channel.receive()
-
-    return go
-
-
-def jam(transport: str) -> Callable[[ExitStack, common.Host, int], Callable[[], None]]:
-    def start(stack: ExitStack, host: common.Host, workers: int) -> Callable[[], None]:
+def jam(transport: str) -> Start:
+    def start(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
         master = stack.enter_context(Master([host.spec(transport, workers)], f"rounds{workers}"))
-        assert master.run(trivial, 1) == 2 * workers
         return lambda: master.run(trivial, 1)
 
     return start
 
 
-CONTENDERS = {
-    "ssh cat (limit)": cat,
+BASE = "execnet"
+CONTENDERS: dict[str, Start] = {
+    "`ssh host cat` (limit)": cat,
     "jam, openssh": jam("openssh"),
     "jam, fabric": jam("fabric"),
-    "execnet": execnet,
-    "multiprocessing.Pool": pool,
+    BASE: peer("execnet"),
+    "multiprocessing.Pool, no SSH": peer("pool"),
+    "mitogen": peer("mitogen"),
+    "ipyparallel, bare TCP": peer("ipyparallel"),
+    "dask, bare TCP": peer("dask"),
 }
+RESTLESS = ("ipyparallel, bare TCP", "dask, bare TCP")
+RACES = (
+    tuple(name for name in CONTENDERS if name not in RESTLESS),
+    *((name, BASE) for name in RESTLESS),
+)
 
 
 def main() -> None:
     rows = {name: [name] for name in CONTENDERS}
-    medians: dict[tuple[str, int], float] = {}
     with common.host() as host:
         for workers in WORKERS:
-            with ExitStack() as stack:
-                goes = {name: start(stack, host, workers) for name, start in CONTENDERS.items()}
-                for name, seconds in common.interleaved(goes, ROUNDS, BURST).items():
-                    medians[name, workers] = seconds
-    for workers in WORKERS:
-        base = medians["execnet", workers]
-        for name in CONTENDERS:
-            seconds = medians[name, workers]
-            rows[name].append(f"{seconds * 1e6:.0f} ({seconds / base:.2f})")
+            for names in RACES:
+                with common.Race() as race:
+                    for name in names:
+                        start = functools.partial(CONTENDERS[name], host, workers)
+                        race.enter(name, start, (2 * workers).__eq__)
+                    medians = race.run(ROUNDS, BURST, SECONDS)
+                for name in names:
+                    if len(rows[name]) <= WORKERS.index(workers) + 1:
+                        cell = race.reasons.get(name) or (
+                            f"{medians[name] * 1e6:.0f} ({medians[name] / medians[BASE]:.2f})"
+                        )
+                        rows[name].append(cell)
     common.table(
         "A round, microseconds (ratio to execnet in this run)",
         ["", *(f"{workers} workers" for workers in WORKERS)],

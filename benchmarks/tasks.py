@@ -1,7 +1,9 @@
 """Many tiny tasks: 20,000 of one item each, 2 workers, results in order.
 
-jam batches them by itself. Peers as people use them, one task per message, and, as rows of their
-own, with batches made by hand. The limit: a loop that writes lines to `ssh host python`, 64 ahead.
+jam batches them by itself, as loky does. Peers as people use them, one task per message, and, as
+rows of their own, with batches made by hand. dask and ipyparallel get a twentieth of the tasks, in a
+race of their own with execnet, because their workers are never quite idle. The limit of one task
+per message: a loop that writes lines to `ssh host python`, 64 ahead.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from contextlib import ExitStack
 
 from jamtasks import Master
 
-from . import common, tiny
+from . import common, peers, tiny
 
 TASKS, WORKERS, WINDOW = 20_000, 2, 64
+FEWER = 1_000  # for peers that take tens of seconds for all
 CHUNK = 500
-REPEAT = 5
+REPEAT, SECONDS = 5, 8.0
 ITEMS = list(range(TASKS))
-EXPECTED = sum(map(tiny.double, ITEMS))
 
 
 def jam(spec: object) -> Callable[[ExitStack], Callable[[], int]]:
@@ -51,6 +53,22 @@ def executor(chunk: int) -> Callable[[ExitStack], Callable[[], int]]:
     def start(stack: ExitStack) -> Callable[[], int]:
         workers = stack.enter_context(ProcessPoolExecutor(WORKERS))
         return lambda: sum(workers.map(tiny.double, ITEMS, chunksize=chunk))
+
+    return start
+
+
+def loky(stack: ExitStack) -> Callable[[], int]:
+    from joblib import Parallel, delayed, externals
+
+    stack.callback(lambda: externals.loky.get_reusable_executor().shutdown(wait=True))
+    task = delayed(tiny.double)
+    return lambda: sum(Parallel(n_jobs=WORKERS)(task(item) for item in ITEMS))
+
+
+def mapped(name: str, host: common.Host) -> Callable[[ExitStack], Callable[[], int]]:
+    def start(stack: ExitStack) -> Callable[[], int]:
+        peer = peers.PEERS[name](stack, host.where, WORKERS)
+        return lambda: sum(peer.map(tiny.double, ITEMS[:FEWER]))  # type: ignore[attr-defined]
 
     return start
 
@@ -123,32 +141,46 @@ def ssh_loop(host: common.Host) -> Callable[[ExitStack], Callable[[], int]]:
     return start
 
 
+BASE = f"execnet, a window of {WINDOW} by hand"
+
+
 def main() -> None:
+    rates: dict[str, tuple[float, float]] = {}  # tasks per second, ratio to execnet
+    reasons: dict[str, str] = {}
     with common.host() as host:
-        contenders = {
+        own = {  # name: tasks, how it starts
+            "ipyparallel, bare TCP": (FEWER, mapped("ipyparallel", host)),
+            "dask, bare TCP": (FEWER, mapped("dask", host)),
+        }
+        many = {
             "jam, openssh": jam(host.spec("openssh", WORKERS)),
             "jam, fabric": jam(host.spec("fabric", WORKERS)),
-            "jam, fabric, Master.map": jam_map(host.spec("fabric", WORKERS)),
+            "jam, fabric, `Master.map`": jam_map(host.spec("fabric", WORKERS)),
             f"`ssh host python`, {WINDOW} lines at a time (limit)": ssh_loop(host),
-            f"execnet, a window of {WINDOW} by hand": execnet(host),
+            BASE: execnet(host),
             "Pool.imap, no SSH": pool(1),
             f"Pool.imap, no SSH, chunks of {CHUNK} by hand": pool(CHUNK),
             "ProcessPoolExecutor.map, no SSH": executor(1),
             f"ProcessPoolExecutor.map, no SSH, chunks of {CHUNK} by hand": executor(CHUNK),
+            "joblib with loky, no SSH, automatic batches": loky,
         }
-        with ExitStack() as stack:
-            goes = {name: start(stack) for name, start in contenders.items()}
-            for name, go in goes.items():
-                assert go() == EXPECTED, name
-            medians = common.interleaved(goes, REPEAT)
-    base = medians[f"execnet, a window of {WINDOW} by hand"]
+        races = [{name: (TASKS, start) for name, start in many.items()}]
+        races += [{name: one, BASE: (TASKS, many[BASE])} for name, one in own.items()]
+        for contenders in races:
+            with common.Race() as race:
+                for name, (count, start) in contenders.items():
+                    race.enter(name, start, sum(map(tiny.double, ITEMS[:count])).__eq__)
+                medians = race.run(REPEAT, seconds=SECONDS)
+            reasons.update(race.reasons)
+            for name, seconds in medians.items():
+                rate = contenders[name][0] / seconds
+                rates.setdefault(name, (rate, rate / (TASKS / medians[BASE])))
+    rows = sorted(rates.items(), key=lambda item: -item[1][0])
     common.table(
         f"{TASKS} tasks of one item each, {WORKERS} workers on one SSH host",
         ["", "tasks/s", "ratio to execnet"],
-        [
-            [name, f"{TASKS / seconds:,.0f}", f"{base / seconds:.2f}"]
-            for name, seconds in sorted(medians.items(), key=lambda item: item[1])
-        ],
+        [[name, f"{rate:,.0f}", f"{ratio:.3g}"] for name, (rate, ratio) in rows]
+        + [[name, reason, ""] for name, reason in reasons.items()],
     )
 
 
