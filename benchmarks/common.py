@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import shutil
@@ -22,16 +23,18 @@ from tests.live import sshd
 
 from . import peers
 
+Go = Callable[[], object]  # what is timed
+
 
 class Host:
     """An sshd on loopback, with a home, a store and agents of its own."""
 
-    name = "bench"
     address = "127.0.0.1"
     python = sys.executable
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str):
         self.folder = folder
+        self.name = name
         directories = {}
         for variable in ("HOME", "JAM_RUN_DIR", "JAM_CACHE_DIR", "SCREENDIR"):
             path = folder / variable.lower()
@@ -50,12 +53,24 @@ class Host:
         self.known_hosts = str(folder / "known_hosts")
         Path(self.known_hosts).write_text(self._sshd.known_hosts_line())
         self.config = str(folder / "ssh_config")
+        self._write_config()
+
+    def _write_config(self) -> None:
         Path(self.config).write_text(
             f"Host {self.name}\n  HostName {self.address}\n  Port {self.port}\n"
             f"  IdentityFile {self.key}\n  IdentitiesOnly yes\n  Compression no\n"
             f"  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile none\n"
             "  ControlPath none\n"
         )
+
+    def through(self, port: int) -> Host:
+        """The same host at another port, which leads to it."""
+        other = copy.copy(self)
+        other.port, other.config = port, f"{self.config}.{port}"
+        with open(self.known_hosts, "a") as known:
+            known.write(self._sshd.known_hosts_line(f"[{self.address}]:{port}"))
+        other._write_config()
+        return other
 
     def ssh(self, command: str) -> list[str]:
         return ["ssh", "-F", self.config, self.name, command]
@@ -65,6 +80,16 @@ class Host:
             self.name, transport=transport, workers=workers, ssh_config=self.config,
             python=self.python,
         )  # fmt: skip
+
+    @property
+    def mark(self) -> str:
+        """In the environment of every process that a session here started."""
+        return f"JAM_TEST={self.folder}"
+
+    @property
+    def sshd_pid(self) -> int:
+        assert self._sshd.process is not None
+        return self._sshd.process.pid
 
     @property
     def where(self) -> peers.Address:
@@ -88,7 +113,7 @@ class Host:
     def _end_agents(self) -> None:
         def agents() -> list[int]:  # the peers' processes are not ours to end
             ours = self._env["JAM_CACHE_DIR"]
-            marked = sshd.marked(f"JAM_TEST={self.folder}")
+            marked = sshd.marked(self.mark)
             return [pid for pid, command in marked.items() if ours in command]
 
         for pid in agents():
@@ -102,10 +127,10 @@ class Host:
 
 
 @contextlib.contextmanager
-def host() -> Iterator[Host]:
+def host(name: str = "bench") -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix="jam-bench-", dir="/tmp"))
     before = {name: os.environ.get(name) for name in ("JAM_SSH_CONFIG", "JAM_HOSTS_FILE")}
-    made = Host(folder)
+    made = Host(folder, name)
     try:
         os.environ["JAM_SSH_CONFIG"] = made.config
         yield made
@@ -119,8 +144,12 @@ def host() -> Iterator[Host]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def paramiko_client(host: Host) -> Any:
-    """A bare Paramiko connection, AES-GCM first."""
+@contextlib.contextmanager
+def paramiko_channel(host: Host) -> Iterator[Any]:
+    """A channel over a new bare Paramiko connection, AES-GCM first.
+
+    For half a gigabyte at most: then Paramiko changes keys, and a channel that ends just then
+    blocks it."""
     import paramiko
 
     client = paramiko.SSHClient()
@@ -132,7 +161,12 @@ def paramiko_client(host: Host) -> Any:
         host.address, port=host.port, username=host.user, key_filename=host.key,
         disabled_algorithms={"ciphers": others}, allow_agent=False, look_for_keys=False,
     )  # fmt: skip
-    return client
+    try:
+        transport = client.get_transport()
+        assert transport is not None
+        yield transport.open_session(window_size=1 << 24, max_packet_size=1 << 15)
+    finally:
+        client.close()
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

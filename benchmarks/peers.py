@@ -1,7 +1,7 @@
 """The peers of map calls, all behind one interface, each used as its own manual shows.
 
-Imports nothing but the standard library before a peer is started: `python -m benchmarks.peers
-NAME …` is how long a peer takes from nothing to its first result.
+Imports nothing but the standard library before a peer is started: a process that runs `main` shows
+how long a peer takes from nothing to its first result.
 """
 
 from __future__ import annotations
@@ -416,8 +416,9 @@ class Pipes:
         self._processes = []
         for _ in range(workers):
             process = subprocess.Popen(
-                [host.python, "-c", _PIPES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
+                [host.python, "-c", _PIPES], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                start_new_session=True,  # as at the end of an SSH connection: same share of CPUs
+            )  # fmt: skip
             stack.callback(_end, process)
             self._processes.append(process)
 
@@ -492,7 +493,3 @@ def main() -> None:
     where = Address(config, host, python, int(port), key, known_hosts)
     with started(name, where, int(workers)) as peer:
         print(sum(peer.ready("plus_one")(1)))
-
-
-if __name__ == "__main__":
-    main()

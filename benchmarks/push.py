@@ -30,10 +30,9 @@ WORKERS, SLICES = 4, 8
 REPEAT, AGAIN = 5, 40
 SECONDS = 8.0  # that one contender may take of a race, if it is to run more than once
 LINGER = 0.5  # seconds that data is held, so that memory can be looked at
-Go = Callable[[], object]
 
 
-def ssh_cat(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+def ssh_cat(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
     def go() -> common.Seconds:
         process = subprocess.Popen(
             host.ssh("cat >/dev/null; echo done"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -54,32 +53,26 @@ def ssh_cat(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
     return go
 
 
-def paramiko(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+def paramiko(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
     """Into `cat >/dev/null` over one channel, AES-GCM first."""
-    client = common.paramiko_client(host)
-    stack.callback(client.close)
     data = memoryview(matrix).cast("B")
 
     def go() -> common.Seconds:
-        transport = client.get_transport()
-        assert transport is not None
-        channel = transport.open_session(window_size=1 << 24, max_packet_size=1 << 15)
-        channel.exec_command("cat >/dev/null; echo done")
-        began = time.perf_counter()
-        for start in range(0, len(data), 1 << 18):
-            channel.sendall(data[start : start + (1 << 18)])
-        channel.shutdown_write()
-        while channel.recv(100):
-            pass
-        took = time.perf_counter() - began
-        channel.close()
-        return common.Seconds(took)
+        with common.paramiko_channel(host) as channel:
+            channel.exec_command("cat >/dev/null; echo done")
+            began = time.perf_counter()
+            for start in range(0, len(data), 1 << 18):
+                channel.sendall(data[start : start + (1 << 18)])
+            channel.shutdown_write()
+            while channel.recv(100):
+                pass
+            return common.Seconds(time.perf_counter() - began)
 
     return go
 
 
-def jam(transport: str) -> Callable[..., Go]:
-    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+def jam(transport: str) -> Callable[..., common.Go]:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
         """Connected before the clock starts; a host that has nothing."""
 
         def go() -> common.Seconds:
@@ -99,10 +92,10 @@ def jam(transport: str) -> Callable[..., Go]:
     return start
 
 
-def peer(name: str, share: int = 1) -> Callable[..., Go]:
+def peer(name: str, share: int = 1) -> Callable[..., common.Go]:
     """share: it gets only one row in so many, or it would take a minute; the time is scaled."""
 
-    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
         workers = peers.PEERS[name](stack, host.where, WORKERS)
         some = matrix[: len(matrix) // share]
         parts, total = numpy.array_split(some, SLICES), some.sum()
@@ -119,7 +112,7 @@ def peer(name: str, share: int = 1) -> Callable[..., Go]:
     return start
 
 
-COLD: dict[str, Callable[..., Go]] = {
+COLD: dict[str, Callable[..., common.Go]] = {
     "`ssh host cat >/dev/null` (limit)": ssh_cat,
     "bare Paramiko channel, AES-GCM (limit)": paramiko,
     "jam, openssh": jam("openssh"),
@@ -155,8 +148,8 @@ def cold(host: common.Host, matrix: numpy.ndarray) -> None:
 # --- the second call ---------------------------------------------------------------------------
 
 
-def jam_again(transport: str, frozen: bool) -> Callable[..., Go]:
-    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+def jam_again(transport: str, frozen: bool) -> Callable[..., common.Go]:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
         master = stack.enter_context(Master([host.spec(transport, WORKERS)], "again"))
         data = DataSet(matrix.view()) if frozen else matrix
         size = len(matrix) // SLICES
@@ -172,8 +165,8 @@ def jam_again(transport: str, frozen: bool) -> Callable[..., Go]:
     return start
 
 
-def peer_again(name: str) -> Callable[..., Go]:
-    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+def peer_again(name: str) -> Callable[..., common.Go]:
+    def start(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
         workers = peers.PEERS[name](stack, host.where, WORKERS)
         workers.hold(numpy.array_split(matrix, SLICES))
         call = workers.ready("total")
@@ -182,7 +175,7 @@ def peer_again(name: str) -> Callable[..., Go]:
     return start
 
 
-def hashing(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
+def hashing(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> common.Go:
     """SHA-256 of the slices, as many at a time as there are CPUs."""
     threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
     parts = [memoryview(part).cast("B") for part in numpy.array_split(matrix, SLICES)]
@@ -195,7 +188,7 @@ def hashing(host: common.Host, matrix: numpy.ndarray, stack: ExitStack) -> Go:
 
 
 PIPES = "plain pipes to local processes (limit)"
-SECOND: dict[str, Callable[..., Go]] = {
+SECOND: dict[str, Callable[..., common.Go]] = {
     PIPES: peer_again("pipes"),
     "SHA-256 and sum, here (limit)": hashing,
     "jam, openssh, `DataSet`": jam_again("openssh", True),

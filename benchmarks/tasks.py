@@ -1,8 +1,8 @@
 """Many tiny tasks: 20,000 of one item each, 2 workers, results in order.
 
 jam batches them by itself, as loky does. Peers as people use them, one task per message, and, as
-rows of their own, with batches made by hand. dask and ipyparallel get a twentieth of the tasks, in a
-race of their own with execnet, because their workers are never quite idle. The limit of one task
+rows of their own, with batches made by hand. dask and ipyparallel get a twentieth of the tasks, in
+a race of their own with execnet, because their workers are never quite idle. The limit of one task
 per message: a loop that writes lines to `ssh host python`, 64 ahead.
 """
 

@@ -74,12 +74,19 @@ def types(c: Context) -> int:
     return _tool(find_root(), ["mypy"])
 
 
+PEERS = ("execnet", "mitogen", "distributed", "asyncssh", "ipyparallel", "joblib")
+
 BENCHMARKS = {
     "rounds": "a round of tiny calls",
     "tasks": "20,000 tiny tasks",
+    "push": "256 MB to a host, the same again, and the memory it takes",
     "autoencoder": "qjam's experiment",
-    "push": "256 MB to a host",
     "startup": "from nothing to the first result",
+    "answers": "256 MB back, and 10,000 answers of 1 MB",
+    "params": "10 MB of params to 16 workers",
+    "crowd": "30 hosts: connecting, and a round",
+    "idle": "what 16 idle workers cost",
+    "distance": "50 ms away",
     "simulator": "the scheduler against 2,000 simulated hosts",
     "jobs": "jobs per second, a million jobs, idle workers",
     "shared_home": "640 simulated workers on one directory",
@@ -103,8 +110,12 @@ def bench(c: Context, name: str | None = None, debug: bool = False) -> int:
         raise UsageError(f"there is no benchmark {name!r}", f"known are {', '.join(BENCHMARKS)}")
     root = find_root()
     install_missing()
-    if importlib.util.find_spec("execnet") is None:
-        raise UsageError("execnet is missing", f"{sys.executable} -m pip install '.[bench]'")
+    absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    if absent:
+        note(
+            f"not here, so their rows will say so: {', '.join(absent)} "
+            f"({sys.executable} -m pip install '.[bench]')"
+        )
     names = [name] if name else list(BENCHMARKS)
     return max(_tool(root, [f"benchmarks.{one}"]) for one in names)
 

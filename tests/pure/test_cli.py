@@ -381,6 +381,14 @@ def test_bench_may_be_called_without_a_name():
     assert not [argument.name for argument in checkout.bench.get_arguments() if argument.positional]
 
 
+def test_every_benchmark_can_be_named():
+    folder = checkout.find_root() / "benchmarks"
+    run_by_others = {"delay"}
+    programs = {path.stem for path in folder.glob("*.py") if "\ndef main(" in path.read_text()}
+    programs -= {name for name in programs if "__main__" not in (folder / f"{name}.py").read_text()}
+    assert programs - run_by_others == set(checkout.BENCHMARKS)
+
+
 def test_list_and_version(jam):
     code, out, _ = jam("--list")
     assert code == 0
