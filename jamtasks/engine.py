@@ -21,6 +21,7 @@ from worker_payload.wire import Buffer
 from . import scheduler as plan
 from .errors import JamError, NoHostsError, TaskFailed, TaskLost
 from .link import JOIN_SECONDS, Link
+from .rounds import Round, Standing
 from .session import Session
 from .spans import Span, Spans
 
@@ -49,7 +50,7 @@ class Call:
     begin: wire.Begin
     blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]  # code and params
     slice_of: Callable[[int], Any] | None  # task -> SliceRef; None without a dataset
-    scheduler: plan.Scheduler
+    scheduler: plan.Scheduler  # not there while `round` is; made when it is looked at
     requires: tuple[str, ...]
     needs_numpy: bool
     keep_going: bool
@@ -68,12 +69,38 @@ class Call:
     finished_by: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     deaths: dict[int, list[str]] = field(default_factory=dict)  # task -> of what, and where
+    given: dict[str, list[int]] = field(default_factory=dict)  # tasks sent to each host
+    asked_back: bool = False  # some of these tasks, by a Revoke or Cancel
+    round: Round | None = None
+
+    def again(self, ident: int, params: list[Buffer], standing: Standing, now: float) -> Call:
+        """This call once more, with other params. ident: its number."""
+        call = Call.__new__(Call)
+        call.__dict__.update(self.__dict__)
+        call.__dict__.pop("scheduler", None)
+        call.id = ident
+        call.begin = self.begin._replace(call=ident, segments=params)
+        call.results, call.failures, call.notes, call.deaths = deque(), [], [], {}
+        call.sent, call.finished_by, call.named = {}, {}, dict(self.named)
+        call.over, call.head_only, call.lag, call.failures_seen = False, None, 0, 0
+        call.round = Round(standing, now)
+        return call
+
+    def __getattr__(self, name: str) -> Any:
+        # under the lock, like all else
+        if name != "scheduler" or self.round is None:
+            raise AttributeError(name)
+        self.scheduler = self.round.unrolled()
+        self.round = None
+        return self.scheduler
 
     @property
     def settled(self) -> bool:
         """Nothing more will come."""
         if self.over or self.error is not None:
             return True
+        if self.round is not None:
+            return not self.round.left
         return self.scheduler.left == 0 and (self.spans is None or self.spans.exhausted)
 
     @property
@@ -86,6 +113,8 @@ class Call:
     @property
     def slices(self) -> int:
         """How many there are, as far as we know."""
+        if self.round is not None:
+            return self.round.standing.tasks
         if self.spans is None:
             return self.scheduler.tasks
         return self.spans.cut if self.spans.total is None else self.spans.total
@@ -93,7 +122,19 @@ class Call:
     @property
     def done(self) -> int:
         """How many slices were answered, or failed."""
+        if self.round is not None:
+            return self.round.standing.tasks - self.round.left
         return self.scheduler.done if self.spans is None else self.spans.done
+
+    @property
+    def retried(self) -> int:
+        """How many tasks were begun anew."""
+        return 0 if self.round is not None else self.scheduler.retried
+
+    @property
+    def moved(self) -> frozenset[int]:
+        """Calls of a worker that ran elsewhere."""
+        return frozenset() if self.round is not None else self.scheduler.moved
 
     def slice_at(self, task: int) -> int:
         """The slice that a task is, or begins with; -1 for none."""
@@ -125,6 +166,8 @@ class Engine:
         self.closed = threading.Event()
         self.began = time.monotonic()
         self.calls: dict[int, Call] = {}
+        self._last: tuple[Call, Standing] | None = None  # over here, but not told to be so
+        self._ended = 0.0  # when it was over
         self._build, self._project = build, project
         self._name = f"{random.getrandbits(64):016x}"
         self._next = 0
@@ -141,6 +184,7 @@ class Engine:
     def close(self) -> None:
         """End all connections and threads. Agents stay, and end what was left of our calls."""
         with self.lock:
+            self.end_last()
             self.closing = True
             self.closed.set()
             for link in self.links.values():
@@ -295,6 +339,7 @@ class Engine:
 
         pinned: one task per worker, in the order of hosts and workers, each for that worker."""
         with self.lock:
+            self.end_last()
             self.calls[call.id] = call
             homes = []
             for link in links:
@@ -307,13 +352,92 @@ class Engine:
                 call.scheduler.pin(homes[: call.scheduler.tasks])
         self.dispatch()
 
+    def again(self, call: Call, params: list[Buffer]) -> Call | None:
+        """The last call once more, with these params; None if it cannot be so, or others may do it
+        now. The call that is under way then."""
+        with self.lock:
+            last, self._last = self._last, None
+            if last is None or last[0] is not call or not self._stands(last[1]):
+                self._last = last
+                return None
+            standing = last[1]
+            self._next += 1
+            repeated = call.again(self._next, params, standing, time.monotonic())
+            self.calls[repeated.id] = repeated
+            for _, session in standing.links:
+                session.send(wire.Again(repeated.id, call.id, params))
+        for link, session in standing.links:
+            link.flush(session)
+        return repeated
+
+    def _stands(self, standing: Standing) -> bool:
+        """Whether these hosts, and no others, are there as they were."""
+        return standing.up == self._up() and all(
+            link.session is session for link, session in standing.links
+        )
+
+    def _up(self) -> list[str]:
+        return [
+            link.label for link in self.links.values() if link.state == "up" and not link.leaving
+        ]
+
+    def _standing(self, call: Call) -> Standing | None:
+        """What it takes to repeat a call that has just ended; None where all did not go well."""
+        if call.round is not None:
+            return call.round.standing if not call.round.left and call.error is None else None
+        sent = sum(map(len, call.given.values()))
+        if sent != call.scheduler.tasks or call.asked_back or call.notes or call.failures:
+            return None
+        if call.error is not None or call.scheduler.left or call.retried or call.spans is not None:
+            return None
+        if (
+            call.begin.params
+            or not 0 < max(map(len, call.given.values()), default=0) <= wire.AGAIN_MAX
+        ):
+            return None
+        links = []
+        for label in call.given:
+            link = self.links[label]
+            if link.session is None or link.session not in call.begun:
+                return None
+            links.append((link, link.session))
+        given: dict[plan.HostId, frozenset[int]]
+        given = {label: frozenset(tasks) for label, tasks in call.given.items()}
+        return Standing(call.scheduler, links, given, self._up())
+
+    def end_last(self) -> None:
+        """The last call is not going to be repeated. Under the lock."""
+        if self._last is not None:
+            call, standing = self._last
+            self._last = None
+            call.blobs, call.slice_of = [], None  # a report may keep the call for long
+            for link, session in standing.links:
+                if link.session is session:
+                    session.send(wire.End(call.id))
+
+    def look_at_rounds(self, now: float) -> None:
+        """To be called now and then, under the lock: calls that are repeated get their scheduler
+        when they take a while, and a call that might have been repeated is ended."""
+        for call in self.calls.values():
+            if call.round is not None and now - call.round.began > TICK:
+                _ = call.scheduler
+        if self._last is not None and now - self._ended > TICK:
+            self.end_last()
+
     def finish(self, call: Call) -> None:
-        """Forget a call; end what is left of it everywhere."""
+        """Forget a call; end what is left of it everywhere, unless it might be repeated."""
         flush = []
         with self.lock:
             if call.over:
                 return
+            standing = self._standing(call)
             call.over = True
+            if standing is not None:
+                self.calls.pop(call.id, None)
+                self._last, self._ended = (call, standing), time.monotonic()
+                for there, its in standing.links:
+                    self._count_sent(call, there, its)
+                return
             self.changed.notify_all()  # a host that is not read because of its answers
             call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)
@@ -331,7 +455,7 @@ class Engine:
             link.flush(session)
 
     def _count_sent(self, call: Call, link: Link, session: Session) -> None:
-        sent = session.slice_bytes_sent.pop(call.id, 0)
+        sent = session.sent_slices(call.id)
         call.sent[link.label] = call.sent.get(link.label, 0) + sent
 
     def handle(self, link: Link, session: Session, message: Any, now: float) -> None:
@@ -381,11 +505,29 @@ class Engine:
             call.scheduler.add_host(link.label, link.workers, round_trip=link.round_trip)
             call.notes.append(f"{link.label} joined")
 
+    def closes_round(self, link: Link, message: Any) -> bool:
+        """Whether these were answers of a repeated call, and there is nothing more to be done now.
+        Under the lock."""
+        if type(message) is not wire.Result:
+            return False
+        call = self.calls.get(message.call)
+        if call is None or not self._fits(call, link.label, message):
+            return False
+        link.answered += 1
+        return True
+
     def _of_call(self, call: Call, link: Link, message: Any, now: float) -> None:
-        sched, host = call.scheduler, link.label
-        tell = True
+        host = link.label
         if isinstance(message, (wire.Result, wire.Failure)):
             link.answered += 1
+        if (
+            call.round is not None
+            and type(message) is wire.Result
+            and self._fits(call, host, message)
+        ):
+            return
+        sched = call.scheduler
+        tell = True
         if isinstance(message, wire.Result):
             position = 0
             for task, _worker, count, seconds in message.tasks:
@@ -455,6 +597,23 @@ class Engine:
         if tell:
             self.changed.notify_all()
 
+    @staticmethod
+    def _fits(call: Call, host: str, message: wire.Result) -> bool:
+        """Take the answers, if they are what a repeated call waits for, and few bytes."""
+        if call.round is None:
+            return False
+        size = sum(map(len, message.segments))
+        if call.lag + size > FOLD_BYTES or not call.round.take(host, message.tasks):
+            return False
+        call.lag += size
+        call.finished_by[host] = call.finished_by.get(host, 0) + len(message.tasks)
+        position = 0
+        for task, _worker, count, _seconds in message.tasks:
+            segments = message.segments[position : position + count]
+            call.results.append((task, host, list(segments), 0))
+            position += count
+        return True
+
     def show_output(self, host: str, message: wire.Output) -> None:
         """What a task printed, by the number of its slice. Called without the lock."""
         call = self.calls.get(message.call)
@@ -474,7 +633,7 @@ class Engine:
         with self.lock:
             now = time.monotonic()
             for call in self.calls.values():
-                if call.settled:
+                if call.settled or call.round is not None:
                     continue
                 for action in call.scheduler.actions(now, call.head_only):
                     link = self.links[str(action.host)]
@@ -505,6 +664,7 @@ class Engine:
             kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
             with self.lock:
                 if link.session is session and not call.over:
+                    call.asked_back = True
                     session.send(kind(call.id, list(action.tasks)))
             return
         tasks: list[list[Any]] = []
@@ -537,6 +697,7 @@ class Engine:
             while len(link.holds) > HOLDS_MAX:
                 del link.holds[next(iter(link.holds))]
             session.send(wire.Task(call.id, tasks))
+            call.given.setdefault(link.label, []).extend([task[0] for task in tasks])
         link.flush(session)
 
     def _send_spans(self, call: Call, link: Link, session: Session, action: plan.Assign) -> None:
@@ -611,6 +772,7 @@ class Engine:
                         link.give_up(link.leaving)
                     elif beats:
                         session.send(wire.Beat())
+                self.look_at_rounds(now)
                 if any(call.results for call in self.calls.values()):
                     self.changed.notify_all()
             if beats:

@@ -221,6 +221,8 @@ class Link:
         with engine.lock:
             now = time.monotonic()
             messages = session.receive(data, now)
+            if len(messages) == 1 and engine.closes_round(self, messages[0]):
+                return
         # what a task printed is shown before its answer can end the run
         for message in messages:
             if type(message) is wire.Output:

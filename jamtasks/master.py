@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from worker_payload import codec, wire
 from worker_payload.wire import Buffer
 
-from . import feeding, presence
+from . import datasets, feeding, modules, presence
 from . import scheduler as plan
 from .engine import Call, Engine
 from .errors import EncodingError, HostError, JamError, ModuleError, TaskFailed, UsageError
 from .link import Link
+from .reduction import OrderedFold, default_reduce, reduced
 from .report import FailedSlice, HostReport, RunReport
 from .spans import Spans
 
@@ -92,6 +93,7 @@ class Master:
         self._last_run: RunReport | None = None
         self._report: Callable[[], RunReport] | None = None  # makes it, when somebody asks
         self._reasons: list[str] = []
+        self._last: _Last | None = None
         self._engine = Engine(
             self._specs,
             settings,
@@ -114,6 +116,7 @@ class Master:
         """End all connections. What still runs for this Master at the hosts is ended there."""
         if not self._closed:
             self._closed = True
+            self._last = None
             self._engine.close()
             self._logins.close()
             self._presence.close()
@@ -180,19 +183,24 @@ class Master:
 
         Raises TaskFailed, TaskLost, ReduceError, NoHostsError, ModuleError, DataSetError,
         EncodingError. On KeyboardInterrupt the hosts end their tasks and stay usable."""
-        from . import datasets, modules
-
         self._take_turn()
         try:
             began = time.monotonic()
             bundle = modules.bundle(module)
             data = datasets.as_dataset(dataset) if dataset is not None else None
             encoded = encode_params(params)
+            asked = slice_size, keep_going, writable, speculate, task_timeout
+            last = self._last
+            if last is not None and last.fits(bundle, data, asked, encoded):
+                call = self._engine.again(last.call, encoded.inline)
+                if call is not None:
+                    last.call = call
+                    return self._round(call, bundle, began)
+            self._last = None
             # without data the workers that are there now are all that will be called
             links = self._engine.wait_ready(self.settings.connect_timeout, hurry=data is not None)
-            slices = None
-            if data is not None:
-                slices = data.plan(sum(link.workers for link in links), slice_size)
+            workers = sum(link.workers for link in links)
+            slices = data.plan(workers, slice_size) if data is not None else None
             self._check_modules(bundle, slices, encoded, links)
             links = self._check_room(encoded, links)
             if speculate is None:
@@ -208,9 +216,36 @@ class Master:
                 feed = feeding.of_slices(self._engine, call, slices)
             else:
                 call = self._call(bundle, slices, encoded, links, keep_going, options, speculate)
+                self._last = _Last(call, bundle, data, slices, workers, asked)
             return self._drive(call, bundle, links, feed, began)
         finally:
             self._running.release()
+
+    def _round(self, call: Call, bundle: Bundle, began: float) -> Any:
+        """Wait for a call that repeats the last one; as for any other if it takes a while."""
+        engine, round_ = self._engine, call.round
+        assert round_ is not None
+        try:
+            if self._progress is not None:
+                self._progress(0, call.slices, 0)
+            while not round_.over.acquire(timeout=POLL):
+                pass
+            with engine.lock:
+                results = sorted(call.results, key=_FIRST) if call.round is not None else None
+            if results is None:
+                return self._drive(call, bundle, None, None, began)
+            reduce = getattr(bundle.module, "reduce", None) or default_reduce
+            first, host, segments, _ = results[0]
+            value = decode(bundle.modules, host, first, segments)
+            for index, host, segments, _ in results[1:]:
+                one = decode(bundle.modules, host, index, segments)
+                value = reduced(reduce, value, one, index)
+            if self._progress is not None:
+                self._progress(call.done, call.slices, 0)
+            return value
+        finally:
+            if not call.over:
+                self._ended(call, began)
 
     def map(
         self,
@@ -229,8 +264,6 @@ class Master:
         a time. Nothing is sent before the first result is asked for; closing the iterator ends
         what is under way. Raises what `run` raises; an exception in the function comes as
         TaskFailed, whose `slice` is the number of the item."""
-        from . import modules
-
         name = getattr(function, "__qualname__", "")
         module = getattr(function, "__module__", None)
         found = sys.modules.get(module or "")
@@ -251,8 +284,6 @@ class Master:
         ordered: bool,
         speculate: bool,
     ) -> Iterator[Any]:
-        from . import modules
-
         self._take_turn()
         try:
             began = time.monotonic()
@@ -384,11 +415,15 @@ class Master:
         )
 
     def _drive(
-        self, call: Call, bundle: Bundle, links: Sequence[Link], feed: Feeder | None, began: float
+        self,
+        call: Call,
+        bundle: Bundle,
+        links: Sequence[Link] | None,
+        feed: Feeder | None,
+        began: float,
     ) -> Any:
-        """Hand out, fold as answers come, clean up whatever happens."""
-        from .reduction import OrderedFold, default_reduce
-
+        """Hand out, fold as answers come, clean up whatever happens. links: hosts to begin with;
+        None if it has begun."""
         reduce = getattr(bundle.module, "reduce", None) or default_reduce
         fold = OrderedFold(reduce, call.slices)
         try:
@@ -410,7 +445,7 @@ class Master:
     def _answers(
         self,
         call: Call,
-        links: Sequence[Link],
+        links: Sequence[Link] | None,
         feed: Feeder | None,
         fold: _Fold,
         began: float,
@@ -419,7 +454,8 @@ class Master:
         engine = self._engine
         self._shown = functools.partial(self._snapshot, call, fold, time.time())
         try:
-            engine.submit(call, links, pinned=call.spans is None and call.slice_of is None)
+            if links is not None:
+                engine.submit(call, links, pinned=call.spans is None and call.slice_of is None)
             if self._progress is not None:
                 self._progress(0, call.slices, 0)
             more = True
@@ -430,14 +466,17 @@ class Master:
                 if batch or failed:
                     yield batch, failed
         finally:
-            engine.finish(call)
-            self._printer.end(call.id)
+            self._ended(call, began)
             with self._looking:
                 self._shown = lambda now: None
                 self._presence.hide()
-            seconds = time.monotonic() - began
-            with engine.lock:
-                self._report = functools.partial(_run_report, call, self._seen(), seconds)
+
+    def _ended(self, call: Call, began: float) -> None:
+        self._engine.finish(call)
+        self._printer.end(call.id)
+        seconds = time.monotonic() - began
+        with self._engine.lock:
+            self._report = functools.partial(_run_report, call, self._seen(), seconds)
 
     @staticmethod
     def _head(call: Call, index: int) -> int | None:
@@ -549,7 +588,7 @@ class Master:
             "slices": call.slices,
             "done": call.done,
             "failed": len(call.failures),
-            "retried": call.scheduler.retried,
+            "retried": call.retried,
             "fold": behind if fold.ahead else None,
             "waiting": waiting,
             "more": max(0, len(held) - SHOWN_SLICES),
@@ -583,6 +622,43 @@ class _Fold(Protocol):
 
     @property
     def ahead(self) -> int: ...
+
+
+class _Last:
+    """What was asked for the last time, in case it is asked for again."""
+
+    def __init__(
+        self,
+        call: Call,
+        bundle: Bundle,
+        data: Any,
+        slices: Slices | None,
+        workers: int,
+        asked: tuple[Any, ...],
+    ):
+        self.call = call
+        self._bundle = bundle
+        self._data = data
+        self._slices = slices
+        self._workers = workers
+        self._sealed: list[Any] | None = None
+        self._asked = asked
+
+    def fits(self, bundle: Bundle, data: Any, asked: tuple[Any, ...], params: _Params) -> bool:
+        """Whether that is the same again, but for the params."""
+        if bundle is not self._bundle or asked != self._asked or params.begin_digest:
+            return False
+        if params.needs_numpy > self.call.needs_numpy or data is not self._data:
+            return False
+        return data is None or self._has_same_slices(data, asked[0])
+
+    def _has_same_slices(self, data: Any, slice_size: int | None) -> bool:
+        if self._sealed is None and self._slices is not None:
+            self._sealed = [self._slices.peek(index) for index in range(len(self._slices))]
+        slices = data.plan(self._workers, slice_size)
+        # a dataset forgets digests when it changes
+        sealed = [slices.peek(index) for index in range(len(slices))]
+        return sealed == self._sealed and None not in sealed
 
 
 class _HostsFile:
@@ -648,8 +724,8 @@ def _host_report(seen: _Seen, call: Call | None) -> HostReport:
 def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
     hosts = tuple(_host_report(one, call) for one in seen)
     notes = list(call.notes)
-    if call.scheduler.moved:
-        moved = ", ".join(map(str, sorted(call.scheduler.moved)))
+    if call.moved:
+        moved = ", ".join(map(str, sorted(call.moved)))
         notes.append(f"calls of a lost host ran elsewhere: {moved}")
     return RunReport(
         slices=call.slices,
@@ -658,7 +734,7 @@ def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
         seconds=seconds,
         bytes_sent=sum(host.bytes_sent for host in hosts),
         bytes_cached=sum(host.bytes_cached for host in hosts),
-        retried=call.scheduler.retried,
+        retried=call.retried,
         notes=tuple(notes),
         failed=tuple(
             FailedSlice(error.slice, error.host, error.type, error.detail, error.traceback)

@@ -75,6 +75,18 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
+def reduced(reduce: Reduce, value: Any, other: Any, index: int) -> Any:
+    """reduce(value, other). index: the slice that `other` is of. Raises ReduceError."""
+    try:
+        return reduce(value, other)
+    except JamError as error:
+        raise ReduceError(f"slice {index} does not fit: {error.message}", error.hint) from error
+    except Exception as error:  # whatever the user's reduce raises
+        raise ReduceError(
+            f"slice {index} does not fit: reduce raised {_kind(error)}: {error}"
+        ) from error
+
+
 class OrderedFold:
     """Folds the results of slices 0 .. count-1 in this order, as they come.
 
@@ -186,14 +198,7 @@ class OrderedFold:
         if not self._any:
             self._value, self._any = value, True
             return
-        try:
-            self._value = self._reduce(self._value, value)
-        except JamError as error:
-            raise ReduceError(f"slice {index} does not fit: {error.message}", error.hint) from error
-        except Exception as error:  # whatever the user's reduce raises
-            raise ReduceError(
-                f"slice {index} does not fit: reduce raised {_kind(error)}: {error}"
-            ) from error
+        self._value = reduced(self._reduce, self._value, value, index)
 
     def _keep(self, segments: Sequence[Buffer]) -> _Kept:
         size = _size(segments)

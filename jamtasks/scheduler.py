@@ -142,6 +142,20 @@ class Scheduler(Holding):
             self._hosts[host].queue.append(task)
         self._unsettled = bool(self._homeless)
 
+    def again(self, given: Mapping[HostId, Iterable[int]], now: float) -> None:
+        """All tasks were done; now all are under way once more. given: which of them each host has,
+        and no other has. now: since when."""
+        for host in self._hosts.values():
+            for task in list(host.held):
+                self._drop(host, task)
+        self._done = bytearray(self.tasks)
+        self._left = self.tasks
+        self._holders.clear()
+        self._ages = None
+        for name, tasks in given.items():
+            for task in sorted(tasks):
+                self._hold(self._hosts[name], task, now)
+
     def remove_host(self, host: HostId) -> None:
         """A host is gone: what it held or had queued goes to others."""
         gone = self._hosts.get(host)

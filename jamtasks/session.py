@@ -72,6 +72,7 @@ class Session:
         self._control: deque[Buffer] = deque()
         self._sources: dict[str, Source] = {}
         self._calls: set[int] = set()
+        self._firsts: dict[int, int] = {}  # of calls that repeat others: the first of all
         self._streams: deque[Iterator[tuple[wire.Blob, int]]] = deque()
         self._unacked = 0
         self._window = WINDOW_MIN
@@ -144,6 +145,10 @@ class Session:
         """Queue a message; `pending` gives its bytes."""
         if isinstance(message, wire.Begin):
             self._calls.add(message.call)
+        elif isinstance(message, wire.Again):  # what the first one offered stands
+            self._calls.discard(message.like)
+            self._calls.add(message.call)
+            self._firsts[message.call] = self._firsts.pop(message.like, message.like)
         elif isinstance(message, wire.End):
             self._end(message.call)
         self._control.extend(wire.encode(message))
@@ -166,8 +171,13 @@ class Session:
         source.calls.add(call)
         return new
 
+    def sent_slices(self, call: int) -> int:
+        """Bytes of slices that were asked for since the last time, in this call."""
+        return self.slice_bytes_sent.pop(self._firsts.get(call, call), 0)
+
     def _end(self, call: int) -> None:
         self._calls.discard(call)
+        call = self._firsts.pop(call, call)
         for digest in [d for d, source in self._sources.items() if call in source.calls]:
             self._sources[digest].calls.discard(call)
             if not self._sources[digest].calls:

@@ -7,8 +7,8 @@ written at once is kept, and a worker whose master does not read is not read eit
 import fcntl
 import functools
 import gc
+import operator
 import os
-import selectors
 import signal
 import socket
 import struct
@@ -24,8 +24,11 @@ from worker_payload.gate import Gate
 from worker_payload.host import CREDIT_SECONDS, Host
 from worker_payload.keeping import Keeping
 from worker_payload.lost import Obituary
+from worker_payload.poller import READ as READABLE
+from worker_payload.poller import WRITE as WRITABLE
+from worker_payload.poller import Poller
 from worker_payload.store import Store
-from worker_payload.worker import PLACE, RANGE, TICKET
+from worker_payload.worker import AGAIN, PLACE, RANGE, TICKET
 from worker_payload.workerio import WorkerIO
 
 UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
@@ -39,6 +42,7 @@ PLACES = 8192  # on the board: workers at a time
 DYING_SECONDS = 0.2  # that a process may take to end after its descriptors were closed
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}  # `platform` knows them, and takes 6 ms to import
 _IMPLEMENTATION = _NAMES.get(sys.implementation.name, sys.implementation.name)
+_IN_ORDER = operator.itemgetter(0)
 WELCOME_WITHIN = 40.0  # seconds that numpy's import may take before we go on without its version
 
 
@@ -78,7 +82,7 @@ class Agent(object):
         self.run_dir = run
         self._lock = lock
         self._log = log or (lambda text: None)
-        self._selector = selectors.DefaultSelector()
+        self._poller = Poller()
         self._channels = {}  # type: Dict[int, Channel]
         self._workers = {}  # type: Dict[int, WorkerIO]
         self._silent = {}  # type: Dict[int, float]  # workers that closed their end, and since when
@@ -116,7 +120,7 @@ class Agent(object):
             self._watch(keeper, lambda: self.stop("its keeper is gone"))
         self._default = (1, 0, ())  # type: records.Key
         self._kind(self._default)
-        self._gate = Gate(run, project, build, self._selector, self._watch, self._admit)
+        self._gate = Gate(run, project, build, self._poller, self._watch, self._admit)
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -130,22 +134,22 @@ class Agent(object):
             gc.set_threshold(50000)  # what is made for a message goes with it, without cycles
         self._gate.open()
         self._log("listening as process %d" % os.getpid())
-        host, selector = self._host, self._selector
+        host, poller = self._host, self._poller
         ticked = 0.0
         try:
             while self._stop is None:
                 next_tick = ticked + self._pace()
                 self._let_them_work()
-                events = selector.select(max(next_tick - time.monotonic(), 0.0))
+                ready = poller.wait(max(next_tick - time.monotonic(), 0.0))
                 for _ in range(GATHER):
                     host.now = time.monotonic()
-                    self._handle(events)
+                    self._handle(ready)
                     # what else has come together by now goes into the same messages
                     if not host.gathers():
                         break
                     self._let_them_work()
-                    events = selector.select(0)
-                    if not events:
+                    ready = poller.wait(0)
+                    if not ready:
                         break
                 now = host.now
                 if now >= next_tick:
@@ -167,16 +171,11 @@ class Agent(object):
         if seconds > SHORTEST_NAP:
             time.sleep(min(seconds, LONGEST_NAP))
 
-    def _handle(self, events):
+    def _handle(self, ready):
         # type: (Any) -> None
-        later = []
-        for key, _ in events:
-            first, call = key.data
-            if first:
-                call()  # what a worker printed comes before its answer
-            else:
-                later.append(call)
-        for call in later:
+        if len(ready) > 1:  # what a worker printed comes before its answer
+            ready.sort(key=_IN_ORDER)
+        for _, call in ready:
             call()
 
     def _pace(self):
@@ -195,12 +194,12 @@ class Agent(object):
 
     def _watch(self, fd, call, first=False):
         # type: (Any, Callable[[], None], bool) -> None
-        self._selector.register(fd, selectors.EVENT_READ, (first, call))
+        self._poller.register(fd, READABLE, (not first, call))
 
     def _unwatch(self, fd):
         # type: (Any) -> None
         try:
-            self._selector.unregister(fd)
+            self._poller.unregister(fd)
         except (KeyError, ValueError):
             pass
 
@@ -394,8 +393,8 @@ class Agent(object):
             if done:
                 self._unwatch(channel.write_fd)
             else:
-                self._selector.register(
-                    channel.write_fd, selectors.EVENT_WRITE, (False, lambda: self._flush(channel))
+                self._poller.register(
+                    channel.write_fd, WRITABLE, (True, lambda: self._flush(channel))
                 )
         if done and channel.closing is not None:
             self._drop(channel, channel.closing)
@@ -644,11 +643,23 @@ class Agent(object):
         if not done:
             self._watch_out(io)
 
+    def _do_repeat(self, action):
+        # type: (records.Repeat) -> None
+        before, call, params, given = action
+        workers = self._workers
+        for number, ticket, digest, inline in given:
+            io = workers[number]
+            try:
+                if not io.sender.send([(AGAIN, ticket, before, call, digest, inline, params)]):
+                    self._watch_out(io)
+            except OSError:
+                pass  # it is gone: its template will tell
+
     def _watch_out(self, io):
         # type: (WorkerIO) -> None
         """Go on sending when the worker takes more."""
-        if io.watched and io.sock not in self._selector.get_map():
-            self._selector.register(io.sock, selectors.EVENT_WRITE, (False, lambda: self._more(io)))
+        if io.watched and io.sock not in self._poller:
+            self._poller.register(io.sock, WRITABLE, (True, lambda: self._more(io)))
 
     def _more(self, io):
         # type: (WorkerIO) -> None
@@ -783,6 +794,7 @@ _ACTIONS = {
     records.Require: Agent._do_require,
     records.Spawn: Agent._do_spawn,
     records.Give: Agent._do_give,
+    records.Repeat: Agent._do_repeat,
     records.Withdraw: Agent._do_withdraw,
     records.Interrupt: Agent._do_interrupt,
     records.Kill: Agent._do_kill,

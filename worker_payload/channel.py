@@ -30,9 +30,10 @@ class Channel(object):
     def queue(self, buffers):
         # type: (List[Any]) -> None
         for data in buffers:
-            if len(data):
+            size = len(data)
+            if size:
                 self.out.append(data)
-                self.unsent += len(data)
+                self.unsent += size
 
     def write(self):
         # type: () -> bool
@@ -43,6 +44,9 @@ class Channel(object):
             except (BlockingIOError, InterruptedError):
                 return False
             self.unsent -= sent
+            if not self.unsent:
+                self.out.clear()
+                return True
             while sent:
                 first = self.out[0]
                 if sent < len(first):

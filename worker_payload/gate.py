@@ -30,12 +30,12 @@ class _Guest(object):
 class Gate(object):
     """admit(socket of the attach, read fd, write fd, first bytes to write) is called per master."""
 
-    def __init__(self, run, project, build, selector, watch, admit):
+    def __init__(self, run, project, build, poller, watch, admit):
         # type: (layout.RunDir, str, str, Any, Callable, Callable) -> None
         self._run = run
         self._project = project
         self._build = build
-        self._selector = selector
+        self._poller = poller
         self._watch = watch
         self._admit = admit
         self._guests = {}  # type: Dict[int, _Guest]
@@ -116,7 +116,7 @@ class Gate(object):
     def _forget(self, guest):
         # type: (_Guest) -> None
         del self._guests[guest.sock.fileno()]
-        self._selector.unregister(guest.sock)
+        self._poller.unregister(guest.sock)
 
     def _send_away(self, guest):
         # type: (_Guest) -> None
@@ -156,7 +156,7 @@ class Gate(object):
         except OSError:
             pass
         self._on_knock()
-        self._selector.unregister(self._listener)
+        self._poller.unregister(self._listener)
         self._listener.close()
         self._listener = None
         for guest in list(self._guests.values()):

@@ -11,6 +11,8 @@ from worker_payload.blobs import ATTEMPTS, Blobs
 from worker_payload.pool import HAND_COST, STUCK_AFTER
 from worker_payload.records import (
     AWAITED,
+    HANDED,
+    HERE,
     OVER,
     QUEUED,
     WAITING,
@@ -24,6 +26,7 @@ from worker_payload.records import (
     Kill,
     Master,
     Prepare,
+    Repeat,
     Require,
     Slot,
     Spool,
@@ -258,10 +261,73 @@ class Host(Blobs):
             else:
                 digest = given
             task = call.tasks[id_] = Task(call, id_, digest, slot, inline)
+            if len(call.told) <= wire.AGAIN_MAX and not call.spans:
+                call.told.append(task)
             if digest is None:
                 self._enqueue(task)
             else:
                 self._need(digest, task)
+
+    def _on_again(self, master, message):
+        # type: (Master, wire.Again) -> None
+        call = master.calls.get(message.like)
+        if call is None or call.tasks or call.refused or call.spans or call.params or call.spooled:
+            raise ProtocolError("Again of call %d, which cannot be repeated" % message.like)
+        count = len(set(task.id for task in call.told))  # some came twice, after a death
+        if not 0 < count == len(call.told) <= wire.AGAIN_MAX or message.call in master.calls:
+            raise ProtocolError("Again of call %d, as %d" % (message.like, message.call))
+        if len(message.segments) != 1 or len(message.segments[0]) > PARAMS_INLINE:
+            raise ProtocolError("Again: params in one segment, of %d bytes at most" % PARAMS_INLINE)
+        params, before = bytes(message.segments[0]), call.serial
+        del master.calls[call.id], self._calls[before]
+        call.id, call.serial = message.call, self._new()
+        call.params_handle = Handle(params, None)
+        master.calls[call.id] = self._calls[call.serial] = call
+        given, serial, slots = [], call.serial, self._slots
+        for task in call.told:
+            call.tasks[task.id], task.told, worker = task, False, task.done_by
+            if worker is None or not self._takes_again(worker, task, before):
+                self._once_more(task)
+                continue
+            inline = None
+            if task.digest is not None:
+                blob = self._blobs[task.digest]
+                blob.users += 1
+                self._idle_blobs.pop(task.digest, None)
+                inline = blob.handle.inline  # type: ignore[union-attr]
+            self._serial = ticket = self._serial + 1
+            task.state, task.worker, task.ticket = HANDED, worker, ticket
+            self._tickets[ticket] = worker.hand[ticket] = task
+            worker.since, worker.released, slots[worker.slot].busy = self.now, False, worker
+            worker.calls.remove(before)
+            worker.calls.add(serial)
+            given.append((worker.number, ticket, task.digest, inline))
+        if given:
+            self._actions.append(Repeat(before, call.serial, params, given))
+        if len(given) < len(self._workers):
+            self._forget_call(before)
+
+    def _takes_again(self, worker, task, before):
+        # type: (Worker, Task, int) -> bool
+        """Whether a worker can do a task at once that it did before."""
+        if worker.hand or worker.dying is not None or worker.number not in self._workers:
+            return False
+        if before not in worker.calls or self._slots[worker.slot].busy is not None or self._queued:
+            return False
+        if task.digest is None:
+            return task.inline is None
+        blob = self._blobs.get(task.digest)
+        if blob is None or blob.state != HERE or blob.handle is None:
+            return False
+        return blob.handle.inline is not None or task.digest in worker.held
+
+    def _once_more(self, task):
+        # type: (Task) -> None
+        task.state = WAITING
+        if task.digest is None:
+            self._enqueue(task)
+        else:
+            self._need(task.digest, task)
 
     def _on_blob(self, master, message):
         # type: (Master, wire.Blob) -> None
@@ -319,13 +385,18 @@ class Host(Blobs):
         self._calls.pop(call.serial, None)
         self._missing.pop(call, None)
         self._results.pop(call, None)
-        for worker in self._workers.values():
-            if call.serial in worker.calls:
-                worker.calls.discard(call.serial)
-                worker.ended.append(call.serial)
-                worker.released = False
+        self._forget_call(call.serial)
         self._quiet = self.now
         self._tight = self._tight and bool(self._calls)
+
+    def _forget_call(self, serial):
+        # type: (int) -> None
+        """Workers are told with what comes next for them."""
+        for worker in self._workers.values():
+            if serial in worker.calls:
+                worker.calls.discard(serial)
+                worker.ended.append(serial)
+                worker.released = False
 
     def refuse(self, serial, reason):
         # type: (int, str) -> None
@@ -336,12 +407,11 @@ class Host(Blobs):
     def answered(self, number, ticket, ok, wrote, seconds, payload):
         # type: (int, int, bool, bool, float, Any) -> None
         """payload: the segments of a result, or (type, message, traceback). wrote: it printed."""
-        worker = self._workers.get(number)
-        task = self._tickets.get(ticket)
+        worker, task = self._workers.get(number), self._tickets.get(ticket)
         if worker is None or task is None or task.worker is not worker:
             return
-        call = task.call
-        self._slots[worker.slot].stillborn = 0
+        call, slot, task.done_by = task.call, self._slots[worker.slot], worker
+        slot.stillborn = 0
         if task.state == OVER:
             self._take_back(task)
             return
@@ -349,10 +419,18 @@ class Host(Blobs):
             # perhaps the interrupt meant for another task: done again elsewhere
             self._again(task)
             return
-        self._over(task)
+        if len(worker.hand) == 1 and slot.busy is worker:  # _over, as nearly always
+            del worker.hand[ticket], self._tickets[ticket], call.tasks[task.id]
+            slot.busy, worker.since, task.worker, task.state = None, self.now, None, OVER
+            self._changed = True
+            if task.digest is not None:
+                self._unneed(task.digest, waiter=task)
+        else:
+            self._over(task)
         old = call.estimate
-        call.talks = call.talks or wrote
         call.estimate = seconds if old is None else old + (seconds - old) / 4
+        if wrote:
+            call.talks = True
         if ok:
             items, segments = self._results.get(call) or self._results.setdefault(call, ([], []))
             items.append([task.id, worker.slot, len(payload), round(seconds, 6)])
@@ -521,6 +599,7 @@ _HANDLERS = {
     (True, wire.Require): Host._on_require,
     (True, wire.Begin): Host._on_begin,
     (True, wire.Task): Host._on_task,
+    (True, wire.Again): Host._on_again,
     (True, wire.Blob): Host._on_blob,
     (True, wire.Revoke): Host._on_revoke,
     (True, wire.Cancel): Host._on_cancel,

@@ -110,7 +110,8 @@ class Sender(object):
         # type: (Any, Sequence[int]) -> bool
         """False if something is left to send: call `flush` when the socket is writable.
         Raises OSError if the other end is gone."""
-        data = frame(value, len(fds))
+        data = marshal.dumps(value)
+        data = _FRAME.pack(len(data), len(fds)) + data
         sent = 0
         if not self._queue:
             try:

@@ -50,6 +50,17 @@ class Give(NamedTuple):
     fds: List[int]
 
 
+class Repeat(NamedTuple):
+    """Give these workers a task that each did before, with other params: (worker, ticket, digest of
+    its slice, its blob unless the worker has it as a file) each. before, call: serials of the call,
+    as it was and as it is."""
+
+    before: int
+    call: int
+    params: bytes
+    given: List[Any]
+
+
 class Withdraw(NamedTuple):
     """Tell a worker not to begin with the tickets between these two."""
 
@@ -162,6 +173,7 @@ class Call(object):
         self.pins = []  # type: List[str]
         self.refused = False
         self.tasks = {}  # type: Dict[int, Task]
+        self.told = []  # type: List[Task]  # all that there ever were, unless these are too many
         self.queued = 0
         self.ready = deque()  # type: Deque[Task]
         self.bound = {}  # type: Dict[int, Deque[Task]]
@@ -175,7 +187,9 @@ WAITING, QUEUED, HANDED, OVER = "waiting", "queued", "handed", "over"
 class Task(object):
     """inline: its blob, if it came with the task."""
 
-    __slots__ = ("call", "digest", "id", "inline", "slot", "state", "ticket", "told", "worker")
+    __slots__ = (
+        "call", "digest", "done_by", "id", "inline", "slot", "state", "ticket", "told", "worker",
+    )  # fmt: skip
 
     def __init__(self, call, id_, digest, slot, inline=None):
         # type: (Call, int, Optional[str], Optional[int], Optional[bytes]) -> None
@@ -187,6 +201,7 @@ class Task(object):
         self.state = WAITING
         self.ticket = 0
         self.worker = None  # type: Optional[Worker]
+        self.done_by = None  # type: Optional[Worker]
         self.told = False
 
 

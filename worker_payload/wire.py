@@ -29,7 +29,9 @@ MAX_SEGMENTS = 1 << 20
 MAX_SEGMENT = (
     1 << 44
 )  # lengths are believed only as far as bytes have come: nothing is allocated ahead
+AGAIN_MAX = 1024  # tasks of a call at one host, so that it can be repeated in one message
 CHUNK = 256 << 10  # blobs travel in pieces of this size, so that a small message never waits long
+_JOIN = 16 << 10
 _STREAM_FROM = 64 << 10  # a frame with more than this missing is filled segment by segment
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -112,6 +114,18 @@ class Cancel(NamedTuple):
 
     call: int
     ids: List[int]
+
+
+class Again(NamedTuple):
+    """Call `like` once more, as `call`, with the params that are the only segment: the same code,
+    options and tasks, each by the worker that did it if that one is free. `like` is over with it.
+
+    Allowed if every task of `like` was answered, there were AGAIN_MAX at most, none of them a span,
+    and its params came in its Begin."""
+
+    call: int
+    like: int
+    segments: Sequence[Buffer] = ()
 
 
 class End(NamedTuple):
@@ -254,11 +268,12 @@ Message = Any  # one of the NamedTuples above
 
 KINDS = {
     1: Hello, 2: Require, 3: Begin, 4: Task, 5: Blob, 6: Revoke, 7: Cancel, 8: End,
+    9: Again,
     32: Welcome, 33: Lacks, 34: Missing, 35: Credit, 36: Started, 37: Result, 38: Failure,
     39: Lost, 40: Revoked, 41: Output, 42: Note, 43: Refused, 44: Ending,
     64: Beat,
 }  # type: Dict[int, Any]  # fmt: skip
-FROM_MASTER = frozenset([Hello, Require, Begin, Task, Blob, Revoke, Cancel, End, Beat])
+FROM_MASTER = frozenset([Hello, Require, Begin, Task, Blob, Revoke, Cancel, End, Again, Beat])
 FROM_AGENT = frozenset(KINDS.values()) - FROM_MASTER | {Beat}
 
 
@@ -365,6 +380,7 @@ CHECKS = {
     Revoke: (_count, _list_of_counts),
     Cancel: (_count, _list_of_counts),
     End: (_count,),
+    Again: (_count, _count),
     Welcome: (_int, _str, _str, _str, _str, _count, _count, _count, _count, _count, _str,
               _list_of(_str)),
     Lacks: (_count, _list_of(_str)),
@@ -407,7 +423,8 @@ _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 def encode(message):
     # type: (Message) -> List[Buffer]
-    """The frame of a message, as a list of buffers to write in order. Segments are not copied."""
+    """The frame of a message, as a list of buffers to write in order. Only small segments are
+    copied."""
     cls = type(message)
     if cls in WITH_SEGMENTS:
         segments = [part if isinstance(part, bytes) else memoryview(part).cast("B")
@@ -418,10 +435,12 @@ def encode(message):
         header = _dumps(message).encode("ascii")
     lengths = [len(part) for part in segments]
     head = HEAD.pack(MAGIC, _KIND_OF[cls], len(header), len(lengths))
-    if lengths:
-        table = struct.pack(">%dQ" % len(lengths), *lengths)
-        return [head + table + header] + segments
-    return [head + header]
+    if not lengths:
+        return [head + header]
+    head += struct.pack(">%dQ" % len(lengths), *lengths) + header
+    if sum(lengths) <= _JOIN:  # one piece to queue and to write
+        return [head + b"".join(segments)]
+    return [head] + segments
 
 
 # --- decode ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ TICKET = struct.Struct("<Q")
 RANGE = struct.Struct("<QQ")
 
 # commands of the agent
-CODE, BEGIN, TASK, END, DROP, RELEASE = range(6)
+CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN = range(7)
 
 _BUFFER = 65536
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
@@ -216,7 +216,16 @@ class Worker(object):
                 files.reverse()
                 for command in commands:
                     if command[0] == TASK:
-                        self._task(command, files)
+                        _, ticket, call, digest, inline = command
+                        if inline is True:
+                            assert digest is not None
+                            self._slices[digest] = Held(files.pop())
+                        self._task(ticket, call, digest, inline)
+                    elif command[0] == AGAIN:
+                        _, ticket, before, call, digest, inline, params = command
+                        self._calls[call] = known = self._calls.pop(before)
+                        known.params, known.shared = params, None
+                        self._task(ticket, call, digest, inline)
                     else:
                         self._do(command, files)
 
@@ -245,13 +254,9 @@ class Worker(object):
         elif kind == RELEASE:
             calls.release_memory()
 
-    def _task(self, command, files):
-        # type: (Any, List[int]) -> None
-        """inline: the blob's bytes; True if a file came along; None if we have it, or no slice."""
-        _, ticket, call, digest, inline = command
-        if inline is True:
-            assert digest is not None
-            self._slices[digest] = Held(files.pop())
+    def _task(self, ticket, call, digest, inline):
+        # type: (int, int, Optional[str], Any) -> None
+        """inline: the slice's blob, unless we hold it as a file, or there is no slice."""
         TICKET.pack_into(self._board, self._place, ticket)
         after, before = RANGE.unpack_from(self._board, self._place + 8)
         if after < ticket < before:

@@ -21,7 +21,7 @@ from jamtasks.session import Session, State
 from jamtasks.settings import HostSpec, Settings
 from worker_payload import records, wire
 from worker_payload.host import Host
-from worker_payload.worker import TASK
+from worker_payload.worker import BEGIN, END, TASK
 
 BUILD, PROJECT = "b" * 16, "p"
 CODE = sha256(b"code").hexdigest()
@@ -38,6 +38,10 @@ class Clock:
 
 def frame(message: Any) -> bytes:
     return b"".join(bytes(part) for part in wire.encode(message))
+
+
+def params_of(call: int) -> bytes:
+    return b"params of %d" % call
 
 
 def content(call: int, index: int) -> bytes:
@@ -65,6 +69,7 @@ class Process:
     """A worker: what it has in hand, the first of which it works on."""
 
     tickets: deque[int] = field(default_factory=deque)
+    params: dict[int, bytes] = field(default_factory=dict)  # of calls, by serial
     interrupted: bool = False
     ending: bool = False  # killed, or told to end
 
@@ -77,6 +82,7 @@ class Remote:
         self.agent: Host | None = None
         self.processes: dict[int, Process] = {}
         self.digests: dict[int, str] = {}  # of the slice of each ticket
+        self.serials: dict[int, int] = {}  # of the call of each ticket
         self.store: dict[str, bytes] = {}
         self.arriving: dict[str, bytearray] = {}
         self.damage = 0  # so many of the next blobs arrive damaged
@@ -168,10 +174,20 @@ class Remote:
         elif kind is records.Spawn:
             self.processes[action.worker] = Process()
         elif kind is records.Give:
+            process = self.processes[action.worker]
             for command in action.commands:
-                if command[0] == TASK:
-                    self.digests[command[1]] = command[3]
-                    self.processes[action.worker].tickets.append(command[1])
+                if command[0] == BEGIN:
+                    process.params[command[1]] = command[3]
+                elif command[0] == END:
+                    del process.params[command[1]]
+                elif command[0] == TASK:
+                    self._task(process, command[1], command[2], command[3])
+        elif kind is records.Repeat:
+            for number, ticket, digest, _inline in action.given:
+                process = self.processes[number]
+                del process.params[action.before]
+                process.params[action.call] = action.params
+                self._task(process, ticket, action.call, digest)
         elif kind is records.Withdraw:
             process = self.processes[action.worker]
             process.tickets = deque(
@@ -195,6 +211,10 @@ class Remote:
             self.arriving.pop(action.digest, None)
         elif kind is records.Stop:
             self.agent = None
+
+    def _task(self, process: Process, ticket: int, serial: int, digest: str) -> None:
+        self.digests[ticket], self.serials[ticket] = digest, serial
+        process.tickets.append(ticket)
 
     def _keep(self, agent: Host, action: records.Keep) -> None:
         if not action.offset:
@@ -237,8 +257,9 @@ class Remote:
                 what = "KeyboardInterrupt" if interrupted else "ValueError"
                 agent.answered(number, ticket, False, False, seconds, (what, "no", "its traceback"))
             else:
-                answer = self.store[self.digests[ticket]]
-                agent.answered(number, ticket, True, False, seconds, [answer])
+                slice_, params = self.store[self.digests[ticket]], process.params
+                answer = [slice_, params[self.serials[ticket]]]
+                agent.answered(number, ticket, True, False, seconds, answer)
         self.settle()
 
     def begun(self) -> set[str]:
@@ -263,6 +284,7 @@ class World:
         )  # fmt: skip
         self.remotes = {name: Remote(name, count, self.clock) for name, count in workers.items()}
         self.call: Call | None = None
+        self.last: Call | None = None  # that is over
         self.used: Counter[int] = Counter()  # answers that were folded, by slice
 
     def close(self) -> None:
@@ -282,14 +304,12 @@ class World:
 
     def begin(self, count: int, *, speculate: bool, keep_going: bool, room: int) -> None:
         """A new call. room: bytes of answers that wait for the fold, before it is full."""
-        number = self.engine.next_id()
-        self.fold = OrderedFold(lambda a, b: a + b, count, in_memory=room, in_file=0)
-        self.used = Counter()
-        self.count = count
+        self.first = number = self.engine.next_id()
+        self._fold(count, room)
         self.index = {Slice(content(number, i)).digest: i for i in range(count)}
         self.call = Call(
             id=number,
-            begin=wire.Begin(number, CODE, "m", "", {}, [b"params"]),
+            begin=wire.Begin(number, CODE, "m", "", {}, [params_of(number)]),
             blobs=[(CODE, 4, lambda: [b"code"])],
             slice_of=lambda i: Slice(content(number, i)),
             scheduler=Scheduler(count, speculate=speculate, move_seconds=0.0),
@@ -301,13 +321,31 @@ class World:
         self.engine.submit(self.call, ready, pinned=False)
         self.pump()
 
+    def _fold(self, count: int, room: int) -> None:
+        self.fold = OrderedFold(lambda a, b: a + b, count, in_memory=room, in_file=0)
+        self.used = Counter()
+        self.count, self.room = count, room
+
+    def repeat(self) -> bool:
+        """The last call once more, with other params; False if that cannot be."""
+        if self.last is None:
+            return False
+        params = params_of(self.engine._next + 1)
+        self.call = self.engine.again(self.last, [params])
+        if self.call is None:
+            return False
+        assert params == params_of(self.call.id)
+        self._fold(self.count, self.room)
+        self.pump()
+        return True
+
     def end(self) -> None:
         """The call is over, whatever came of it."""
         assert self.call is not None
         self.take_in()
         self.engine.finish(self.call)
         self.fold.close()
-        self.call = None
+        self.last, self.call = self.call, None
         self.pump()
 
     def take_in(self) -> None:
@@ -380,6 +418,8 @@ class World:
         self.act()
 
     def act(self) -> None:
+        with self.engine.lock:
+            self.engine.look_at_rounds(self.clock.now)
         self.take_in()
         self.engine.dispatch()
         self.pump()

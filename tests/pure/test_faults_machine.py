@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from joined import World, content
+from joined import World, content, params_of
 
 from jamtasks.session import OF_A_CALL
 from worker_payload import wire
@@ -31,6 +31,9 @@ class Faults(RuleBasedStateMachine):
 
     @initialize(workers=st.lists(st.integers(1, 3), min_size=3, max_size=3), unruly=st.booleans())
     def start(self, workers, unruly):
+        self.set_up(workers, unruly)
+
+    def set_up(self, workers, unruly):
         self.poison = False
         self.unruly = unruly  # frames are also doubled and swapped, which no channel does
         self.world = World(dict(zip("abc", workers, strict=True)))
@@ -53,6 +56,12 @@ class Faults(RuleBasedStateMachine):
         self.poison = poison
         if any(self.world.is_ready(name) for name in self.world.remotes):
             self.world.begin(count, speculate=speculate, keep_going=keep_going, room=room)
+
+    @precondition(lambda self: self.world.call is None)
+    @rule(poison=st.booleans())
+    def repeat(self, poison):
+        if self.world.repeat():
+            self.poison = poison
 
     @precondition(lambda self: self.world.call is not None and self.world.call.settled)
     @rule()
@@ -158,16 +167,18 @@ class Faults(RuleBasedStateMachine):
         if world is None or world.call is None:
             return
         assert all(count == 1 for count in world.used.values()), world.used
-        sched = world.call.scheduler
         fresh = len(world.call.results) + len(world.call.failures) - world.call.failures_seen
-        assert sched.done == len(world.used) + fresh
+        assert world.call.done == len(world.used) + fresh
+        if world.call.round is not None:
+            return  # looking at its scheduler would end it
+        sched = world.call.scheduler
         for name in world.remotes:
             assert name not in sched or world.session(name) is not None
 
     @invariant()
     def no_slice_waits_for_the_scheduler_while_a_worker_idles(self):
         world = getattr(self, "world", None)
-        if world is None or world.call is None or world.call.settled:
+        if world is None or world.call is None or world.call.settled or world.call.round:
             return
         sched = world.call.scheduler
         if world.call.head_only is None and sched.unassigned:
@@ -211,7 +222,12 @@ class Faults(RuleBasedStateMachine):
             assert call.failures and not call.keep_going, call.error
             return
         failed = {failure.slice for failure in call.failures}
-        good = [content(call.id, i) for i in range(world.count) if i not in failed]
+        good = [
+            part
+            for i in range(world.count)
+            if i not in failed
+            for part in (content(world.first, i), params_of(call.id))
+        ]
         assert sorted(world.used) == list(range(world.count))
         assert failed or call.keep_going or good
         if good:
@@ -242,6 +258,7 @@ class Faults(RuleBasedStateMachine):
                 assert world.call.settled, "the run does not end"
                 self.check_end()
                 world.end()
+            world.pass_time(1.0)  # after which nobody repeats the last call
             world.deliver_all()
             for remote in world.remotes.values():
                 assert not remote.agent._calls, "a call goes on after its end"
@@ -254,13 +271,67 @@ class Faults(RuleBasedStateMachine):
             world.close()
 
 
-Faults.TestCase.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=STEPS,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+class Rounds(Faults):
+    """The same, where calls go well at first: so there is always one that may be repeated."""
+
+    @initialize(
+        workers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+        count=st.sampled_from([1, 2, 5, 9]),
+    )
+    def start(self, workers, count):
+        self.set_up(workers, False)
+        self.go_well(count)
+
+    @precondition(lambda self: self.world.call is None)
+    @rule(count=st.sampled_from([1, 2, 5, 9]))
+    def goes_well(self, count):
+        self.go_well(count)
+
+    def go_well(self, count):
+        world = self.world
+        self.poison = False
+        for name, remote in world.remotes.items():
+            remote.damage = 0
+            remote.notice()
+            if not remote.connected:
+                world.lose(name)
+            world.connect(name)
+        world.deliver_all()
+        world.begin(count, speculate=True, keep_going=False, room=1 << 20)
+        self.go_on_well()
+
+    def go_on_well(self):
+        """As far as it goes: hosts may be frozen."""
+        for _ in range(20):
+            self.world.deliver_all()
+            if self.world.call.settled:
+                self.end()
+                return
+            for remote, number in self.busy():
+                if number in remote.processes:
+                    self.work(remote, number, "answer", 0.01)
+
+    @precondition(lambda self: self.world.call is None)
+    @rule()
+    def repeat_well(self):
+        if self.world.repeat():
+            self.poison = False
+            self.go_on_well()
+
+
+def settings_for(examples):
+    return settings(
+        max_examples=examples,
+        stateful_step_count=STEPS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+Faults.TestCase.settings = settings_for(EXAMPLES)
+Rounds.TestCase.settings = settings_for(max(100, EXAMPLES // 5))
 TestFaults = pytest.mark.timeout(900)(Faults.TestCase)
+TestRounds = pytest.mark.timeout(900)(Rounds.TestCase)
 
 
 def test_what_a_stuck_worker_has_in_hand_goes_elsewhere():

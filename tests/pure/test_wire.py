@@ -55,6 +55,7 @@ MESSAGES = {
     wire.Revoke: st.builds(wire.Revoke, counts, ids),
     wire.Cancel: st.builds(wire.Cancel, counts, ids),
     wire.End: st.builds(wire.End, counts),
+    wire.Again: st.builds(wire.Again, counts, counts, segments),
     wire.Welcome: st.builds(
         wire.Welcome, numbers, texts, texts, texts, texts, counts, counts, counts, counts, counts,
         texts, st.lists(texts, max_size=3),
