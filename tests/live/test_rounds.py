@@ -1,0 +1,126 @@
+"""A call that is the last one over again: same answers, whatever changed and whatever breaks."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy
+import pytest
+
+from jamtasks import DataSet, Master
+from jamtasks.errors import TaskFailed
+
+SCALED = """
+import os
+import numpy
+def mapfunc(params, piece):
+    if isinstance(params, dict):
+        if params.get("fail") == int(piece[0, 0]):
+            raise ValueError("it is %d" % piece[0, 0])
+        if params.get("die") == int(piece[0, 0]) and not os.path.exists(params["once"]):
+            open(params["once"], "w").close()
+            os._exit(3)
+        params = params["scale"]
+    return [float(piece.sum()) * params, os.getpid()]
+def reduce(a, b):
+    return [a[0] + b[0]] + a[1:] + b[1:]
+"""
+
+
+@pytest.fixture
+def master(host):
+    with Master([host], on_output=lambda *line: None) as master:
+        yield master
+
+
+def repeated(master):
+    """Whether the last call of this Master was one message to each host and back."""
+    return master._last is not None and master._last.call.round is not None
+
+
+@pytest.mark.parametrize("rows", [64, 65536])  # slices in the command, and as files
+def test_other_params_on_the_same_data(master, module, rows):
+    name = module(SCALED)
+    matrix = numpy.arange(float(rows)).reshape(-1, 4)
+    data = DataSet(matrix, slice_size=len(matrix) // 2)
+    first = master.run(name, 1.0, data)
+    workers = set(first[1:])
+    for scale in (2.0, 3.0, -1.0):
+        answer = master.run(name, scale, data)
+        assert answer[0] == matrix.sum() * scale
+        assert set(answer[1:]) == workers, "each slice goes to the worker that has it"
+        assert repeated(master)
+        report = master.last_run
+        assert (report.slices, report.bytes_sent, report.retried) == (2, 0, 0)
+        assert report.bytes_cached > matrix.nbytes
+
+
+def test_without_data_each_worker_is_called(master, module):
+    name = module(
+        """
+        import os
+        def mapfunc(params, dataset):
+            return [params, os.getpid()]
+        def reduce(a, b):
+            return a + b
+        """
+    )
+    first = master.run(name, 0)
+    for number in range(1, 5):
+        answer = master.run(name, number)
+        assert answer[::2] == [number] * (len(first) // 2)
+        assert answer[1::2] == first[1::2], "in the order of the workers"
+        assert repeated(master)
+
+
+def test_what_changed_is_noticed(master, module):
+    name = module(SCALED)
+    matrix = numpy.arange(64.0).reshape(-1, 4)
+    data = DataSet(matrix, slice_size=8)
+    for scale in (1.0, 2.0):
+        assert master.run(name, scale, data)[0] == matrix.sum() * scale
+    assert repeated(master)
+    assert master.run(name, 2.0, data, slice_size=4)[0] == matrix.sum() * 2
+    assert master.last_run.slices == 4
+    other = numpy.ones((16, 4))
+    assert master.run(name, 2.0, DataSet(other, slice_size=8))[0] == 128
+    raw = numpy.arange(64.0).reshape(-1, 4)
+    for _ in range(2):
+        raw[0, 0] += 1
+        assert master.run(name, 1.0, raw, slice_size=8)[0] == raw.sum()
+
+
+def test_an_exception_in_a_repeated_call(master, module):
+    name = module(SCALED)
+    data = DataSet(numpy.arange(64.0).reshape(-1, 4), slice_size=8)
+    for scale in (1.0, 2.0):
+        master.run(name, {"scale": scale}, data)
+    assert repeated(master)
+    with pytest.raises(TaskFailed, match="it is 32") as caught:
+        master.run(name, {"scale": 1.0, "fail": 32}, data)
+    assert caught.value.slice == 1
+    assert master.run(name, {"scale": 1.0}, data)[0] == 2016
+
+
+def test_a_worker_dies_in_a_repeated_call(master, module, tmp_path):
+    name = module(SCALED)
+    data = DataSet(numpy.arange(64.0).reshape(-1, 4), slice_size=8)
+    for scale in (1.0, 2.0):
+        master.run(name, {"scale": scale}, data)
+    dying = {"scale": 3.0, "die": 32, "once": str(tmp_path / "once")}
+    assert master.run(name, dying, data)[0] == 3 * 2016
+    assert not repeated(master)
+    assert master.last_run.retried == 1 and "exit code 3" in master.last_run.notes[0]
+    for scale in (1.0, 2.0):
+        assert master.run(name, {"scale": scale}, data)[0] == scale * 2016
+    assert repeated(master)
+
+
+def test_a_worker_is_killed_between_calls(master, module):
+    name = module(SCALED)
+    data = DataSet(numpy.arange(64.0).reshape(-1, 4), slice_size=8)
+    master.run(name, 1.0, data)
+    answer = master.run(name, 2.0, data)
+    os.kill(answer[1], signal.SIGKILL)
+    assert master.run(name, 3.0, data)[0] == 3 * 2016
