@@ -44,12 +44,12 @@ def test_other_params_on_the_same_data(master, module, rows):
     name = module(SCALED)
     matrix = numpy.arange(float(rows)).reshape(-1, 4)
     data = DataSet(matrix, slice_size=len(matrix) // 2)
-    first = master.run(name, 1.0, data)
-    workers = set(first[1:])
+    for _ in range(2):  # at first one worker may do more than its share
+        workers = master.run(name, 1.0, data)[1:]
     for scale in (2.0, 3.0, -1.0):
         answer = master.run(name, scale, data)
         assert answer[0] == matrix.sum() * scale
-        assert set(answer[1:]) == workers, "each slice goes to the worker that has it"
+        assert answer[1:] == workers, "each slice goes to the worker that has it"
         assert repeated(master)
         report = master.last_run
         assert (report.slices, report.bytes_sent, report.retried) == (2, 0, 0)
