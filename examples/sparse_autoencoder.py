@@ -1,6 +1,7 @@
 """A sparse autoencoder, trained with L-BFGS; every evaluation of its cost is one map call.
 
     python examples/sparse_autoencoder.py --hosts lab1,lab2 --iterations 50 --patches 1000
+    python examples/sparse_autoencoder.py --slices-per-worker 4 --combine
     inv map examples.sparse_autoencoder              # the cost at the starting point
 
 The network has 64 inputs, 30 hidden units and 64 outputs, tanh in both layers. It learns to give
@@ -158,11 +159,14 @@ def report(sums):
     print("cost %.6f, norm of its gradient %.6f" % (value, numpy.linalg.norm(gradient)))
 
 
-def train(master, patches, iterations=50, theta=None, show=None):
+def train(
+    master, patches, iterations=50, theta=None, show=None, slices_per_worker=None, combine=False
+):
     """Minimize J by at most `iterations` iterations of L-BFGS. Returns (theta, J(theta)).
 
     master: a jamtasks.Master. show(iteration, cost, milliseconds) is called after each iteration;
-    an iteration is one or more evaluations, that is map calls."""
+    an iteration is one or more evaluations, that is map calls. slices_per_worker: None leaves it to
+    jam. combine: hosts add up the sums of their slices, so that each sends one gradient."""
     import time
 
     from scipy.optimize import minimize
@@ -170,11 +174,16 @@ def train(master, patches, iterations=50, theta=None, show=None):
     from jamtasks import DataSet
 
     data = DataSet(patches)
+    size = None
+    if slices_per_worker is not None:
+        workers = sum(host.workers for host in master.wait() if host.state == "up")
+        size = -(-len(patches) // (slices_per_worker * workers))
     module = sys.modules[__name__]
     costs = []
 
     def evaluate(theta):
-        value, gradient = cost(theta, master.run(module, theta, data), len(patches))
+        sums = master.run(module, theta, data, slice_size=size, combine="host" if combine else None)
+        value, gradient = cost(theta, sums, len(patches))
         costs.append(value)
         return value, gradient
 
@@ -210,9 +219,16 @@ def main(words=None):
     parser.add_argument("--hosts", help="names with commas; default: hosts.yaml, else this machine")
     parser.add_argument("--iterations", type=int, default=50, help="at most (default: 50)")
     parser.add_argument("--patches", type=int, default=PATCHES, help="default: %(default)s")
+    parser.add_argument("--slices-per-worker", type=int, help="default: chosen by size")
+    parser.add_argument(
+        "--combine", action="store_true", help="add up gradients on the hosts, which send one each"
+    )
     given = parser.parse_args(words)
-    if given.iterations < 1 or given.patches < 1:
-        parser.error("iterations and patches must be above zero")
+    counts = [given.iterations, given.patches]
+    if given.slices_per_worker is not None:
+        counts.append(given.slices_per_worker)
+    if min(counts) < 1:
+        parser.error("iterations, patches and slices per worker must be above zero")
     times = []
 
     def show(iteration, value, milliseconds):
@@ -221,7 +237,14 @@ def main(words=None):
 
     try:
         with Master(given.hosts) as master:
-            _, value = train(master, digits(given.patches), given.iterations, show=show)
+            _, value = train(
+                master,
+                digits(given.patches),
+                given.iterations,
+                show=show,
+                slices_per_worker=given.slices_per_worker,
+                combine=given.combine,
+            )
             workers = master.last_run.workers
     except JamError as error:
         print(error, file=sys.stderr)

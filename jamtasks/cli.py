@@ -54,6 +54,8 @@ atexit.register(gc.freeze)
         "speculate": "Compute a slow slice on a second host too, near the end.",
         "via": "agents (results stream back), or jobs (files in the shared home, by the workers of "
         "`inv hire`).",
+        "combine": "Reduce on each host first, so that fewer answers come back: for a reduce that "
+        "is associative.",
         "task-timeout": "Seconds after which a slice is killed and begun anew, at most 3 times.",
         **FORM,
     },
@@ -75,6 +77,7 @@ def map_(
     writable: bool = False,
     speculate: bool = True,
     task_timeout: str | None = None,
+    combine: bool = False,
     via: str = "agents",
     json: bool = False,
     quiet: bool = False,
@@ -91,6 +94,8 @@ def map_(
     arguments.check_module_name(module)
     if via not in ("agents", "jobs"):
         raise UsageError(f"--via {via}: there is no such way", "write agents or jobs")
+    if combine and via == "jobs":
+        raise UsageError("--combine: each job answers for itself", "leave out --via jobs")
     tell = functools.partial(_tell, module, place, json, quiet)
     if via == "jobs":
         from . import via_jobs
@@ -137,6 +142,7 @@ def map_(
                     writable=writable,
                     speculate=None if speculate else False,
                     task_timeout=timeout,
+                    combine="host" if combine else None,
                 )
             # shown now, not after the connections have been closed
             return tell(target, result, master.last_run)

@@ -19,6 +19,7 @@ from worker_payload import wire
 from worker_payload.wire import Buffer
 
 from . import scheduler as plan
+from .combining import Combining
 from .errors import JamError, NoHostsError, TaskFailed, TaskLost
 from .link import JOIN_SECONDS, Link
 from .rounds import Round, Standing
@@ -37,6 +38,7 @@ PATIENCE_MIN = 5.0  # seconds
 GREETING = 45.0  # seconds: an agent that imports numpy from a slow home takes its time
 HOLDS_MAX = 200_000  # digests per host, remembered so that slices go back to where they are
 FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
+CANNOT_ADD = "worker_payload.sums.CannotAdd"  # what the default reduction raises on a host
 SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
 Attach = Callable[["HostSpec", "Attempt"], "Attached"]
@@ -55,6 +57,7 @@ class Call:
     needs_numpy: bool
     keep_going: bool
     spans: Spans | None = None  # a task is many slices, not one
+    inline: bool = False  # slices travel with their tasks, and are not kept
     # (slice, host, answer, 0 or of how many slices from this one on)
     results: deque[tuple[int, str, list[Buffer], int]] = field(default_factory=deque)
     lag: int = 0  # bytes in `results`
@@ -72,6 +75,10 @@ class Call:
     given: dict[str, list[int]] = field(default_factory=dict)  # tasks sent to each host
     asked_back: bool = False  # some of these tasks, by a Revoke or Cancel
     round: Round | None = None
+    combining: Combining | None = field(init=False)  # the scheduler, if hosts combine their answers
+
+    def __post_init__(self) -> None:
+        self.combining = self.scheduler if isinstance(self.scheduler, Combining) else None
 
     def again(self, ident: int, params: list[Buffer], standing: Standing, now: float) -> Call:
         """This call once more, with other params. ident: its number."""
@@ -121,10 +128,12 @@ class Call:
 
     @property
     def done(self) -> int:
-        """How many slices were answered, or failed."""
+        """How many slices were computed, or failed."""
         if self.round is not None:
             return self.round.standing.tasks - self.round.left
-        return self.scheduler.done if self.spans is None else self.spans.done
+        if self.spans is not None:
+            return self.spans.done
+        return self.scheduler.done + (self.combining.kept if self.combining is not None else 0)
 
     @property
     def retried(self) -> int:
@@ -385,6 +394,8 @@ class Engine:
         """What it takes to repeat a call that has just ended; None where all did not go well."""
         if call.round is not None:
             return call.round.standing if not call.round.left and call.error is None else None
+        if call.combining is not None:
+            return None
         sent = sum(map(len, call.given.values()))
         if sent != call.scheduler.tasks or call.asked_back or call.notes or call.failures:
             return None
@@ -441,7 +452,7 @@ class Engine:
             self.changed.notify_all()  # a host that is not read because of its answers
             call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)
-            held = {action.host: action.tasks for action in call.scheduler.abandon()}
+            held = {action.host for action in call.scheduler.abandon()}
             for link in self.links.values():
                 session = link.session
                 if session is not None and session in call.begun:
@@ -585,6 +596,16 @@ class Engine:
                         message=f"{len(deaths)} workers died of it; {some_times(deaths)}",
                     ),
                 )  # fmt: skip
+        elif isinstance(message, wire.Combined):
+            self._combined(call, link, message, now)
+            tell = call.lag > FOLD_BYTES or sched.left == 0
+        elif isinstance(message, wire.Broken):
+            failure = TaskFailed(
+                host=host, slice=message.first, message=message.message,
+                type="ReduceError" if message.type == CANNOT_ADD else message.type,
+                traceback=message.traceback, joined=message.slices,
+            )  # fmt: skip
+            call.error = call.error or failure  # no slice is to blame that could be left out
         elif isinstance(message, wire.Started):
             sched.running(host, [task for task, _worker in message.tasks], now)
         elif isinstance(message, wire.Revoked):
@@ -613,6 +634,24 @@ class Engine:
             call.results.append((task, host, list(segments), 0))
             position += count
         return True
+    def _combined(self, call: Call, link: Link, message: wire.Combined, now: float) -> None:
+        """What a host computed and keeps, and what it kept and answers. Raises ProtocolError."""
+        sched, host = call.combining, link.label
+        if sched is None:
+            raise wire.ProtocolError("answers are combined that should not be")
+        if sum(parts for _, _, parts in message.blocks) != len(message.segments):
+            raise wire.ProtocolError("Combined: its blocks do not account for its segments")
+        link.answered += 1
+        for task, _worker, seconds in message.slices:
+            sched.keeps(host, task, seconds, now)
+        position = 0
+        for first, count, parts in message.blocks:
+            segments = list(message.segments[position : position + parts])
+            position += parts
+            if sched.block(host, first, count):
+                call.finished_by[host] = call.finished_by.get(host, 0) + count
+                call.lag += sum(map(len, segments))
+                call.results.append((first, host, segments, count))
 
     def show_output(self, host: str, message: wire.Output) -> None:
         """What a task printed, by the number of its slice. Called without the lock."""
@@ -661,11 +700,19 @@ class Engine:
             self._send_spans(call, link, session, action)
             return
         if not isinstance(action, plan.Assign):
-            kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
             with self.lock:
-                if link.session is session and not call.over:
+                if link.session is not session or call.over:
+                    return
+                if isinstance(action, plan.Yield):
+                    self._begin(call, session)  # its tasks may still be on their way to us
+                    session.send(wire.Yield(call.id))
+                else:
                     call.asked_back = True
+                    kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
                     session.send(kind(call.id, list(action.tasks)))
+            return
+        if call.inline:
+            self._send_with_slices(call, link, session, action)
             return
         tasks: list[list[Any]] = []
         refs: list[Any] = []
@@ -680,12 +727,19 @@ class Engine:
             if hashed > SEND_AFTER_BYTES:
                 self._send_tasks(call, link, session, tasks, refs)
                 tasks, refs, hashed = [], [], 0
-        if tasks:
-            self._send_tasks(call, link, session, tasks, refs)
+        self._send_tasks(call, link, session, tasks, refs, action.last)
 
     def _send_tasks(
-        self, call: Call, link: Link, session: Session, tasks: list[list[Any]], refs: list[Any]
+        self,
+        call: Call,
+        link: Link,
+        session: Session,
+        tasks: list[list[Any]],
+        refs: list[Any],
+        last: bool = False,
     ) -> None:
+        if not tasks and not last:
+            return
         with self.lock:
             if link.session is not session or call.over:
                 return
@@ -698,6 +752,27 @@ class Engine:
                 del link.holds[next(iter(link.holds))]
             session.send(wire.Task(call.id, tasks))
             call.given.setdefault(link.label, []).extend([task[0] for task in tasks])
+            if last:
+                session.send(wire.Yield(call.id))
+        link.flush(session)
+
+    def _send_with_slices(
+        self, call: Call, link: Link, session: Session, action: plan.Assign
+    ) -> None:
+        """Tasks with the bytes of their slices, which are tiny."""
+        assert call.slice_of is not None
+        segments: list[Buffer] = [
+            b"".join(call.slice_of(task).parts())  # without the lock: this may take a while
+            for task in action.tasks
+        ]
+        tasks: list[list[Any]] = [[task, i, None] for i, task in enumerate(action.tasks)]
+        with self.lock:
+            if link.session is not session or call.over:
+                return
+            self._begin(call, session)
+            self._send_inline(call, link, session, tasks, segments, sum(map(len, segments)))
+            if action.last:
+                session.send(wire.Yield(call.id))
         link.flush(session)
 
     def _send_spans(self, call: Call, link: Link, session: Session, action: plan.Assign) -> None:

@@ -72,13 +72,26 @@ class TaskFailed(JamError):
     """The map function raised, or its answer cannot be used.
 
     host: where. slice: index of the slice (or of the call, without a dataset). type: name of the
-    original exception. detail: its message. traceback: the remote traceback as text."""
+    original exception. detail: its message. traceback: the remote traceback as text. joined: above
+    1 if `reduce` raised, when it joined the answers of so many slices from this one on."""
 
-    def __init__(self, *, host: str, slice: int, type: str, message: str, traceback: str = ""):
-        super().__init__(f"slice {slice} on {host}: {type}: {message}" if message
-                         else f"slice {slice} on {host}: {type}")  # fmt: skip
+    def __init__(
+        self,
+        *,
+        host: str,
+        slice: int,
+        type: str,
+        message: str,
+        traceback: str = "",
+        joined: int = 1,
+    ):
+        where = f"slice {slice} on {host}"
+        if joined > 1:
+            where = f"slices {slice} to {slice + joined - 1} on {host}, reduce"
+        super().__init__(f"{where}: {type}: {message}" if message else f"{where}: {type}")
         self.host = host
         self.slice = slice
+        self.joined = joined
         self.type = type
         self.detail = message
         self.traceback = traceback

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from worker_payload import codec, wire
 from worker_payload.wire import Buffer
 
-from . import datasets, feeding, modules, presence
+from . import combining, datasets, feeding, modules, presence
 from . import scheduler as plan
 from .engine import Call, Engine
 from .errors import EncodingError, HostError, JamError, ModuleError, TaskFailed, UsageError
@@ -28,6 +28,7 @@ from .link import Link
 from .reduction import OrderedFold, default_reduce, reduced
 from .report import FailedSlice, HostReport, RunReport
 from .spans import Spans
+from .treefold import TreeFold
 
 if TYPE_CHECKING:
     from .datasets import Slices
@@ -166,6 +167,7 @@ class Master:
         writable: bool = False,
         speculate: bool | None = None,
         task_timeout: float | None = None,
+        combine: str | None = None,
     ) -> Any:
         """Map `module.mapfunc(params, slice)` over the slices of the dataset, and reduce.
 
@@ -181,15 +183,23 @@ class Master:
         task_timeout: seconds after which a worker that still computes a slice is killed, and the
         slice begun anew elsewhere, as after a death (default: `module.task_timeout`, else never).
 
+        combine: "host" joins the answers of a host there, by `module.reduce`, so that about one
+        comes back from each. For a reduce that is associative: answers are then paired along a
+        binary tree over the slices, ((r0 + r1) + (r2 + r3)) + ..., whoever computed them. The bits
+        of the result depend on how the data is cut alone, but may differ from those without
+        `combine`. No slice has a second copy. An exception that reduce raises there is a
+        TaskFailed, and ends the run.
+
         Raises TaskFailed, TaskLost, ReduceError, NoHostsError, ModuleError, DataSetError,
         EncodingError. On KeyboardInterrupt the hosts end their tasks and stay usable."""
+        combines = combining.check(combine)
         self._take_turn()
         try:
             began = time.monotonic()
             bundle = modules.bundle(module)
             data = datasets.as_dataset(dataset) if dataset is not None else None
             encoded = encode_params(params)
-            asked = slice_size, keep_going, writable, speculate, task_timeout
+            asked = slice_size, keep_going, writable, speculate, task_timeout, combines
             last = self._last
             if last is not None and last.fits(bundle, data, asked, encoded):
                 call = self._engine.again(last.call, encoded.inline)
@@ -209,13 +219,17 @@ class Master:
                 task_timeout = getattr(bundle.module, "task_timeout", None)
             options = {"writable": writable, "timeout": _timeout(task_timeout)}
             feed = None
-            if slices is not None and feeding.are_tiny(slices, sum(link.workers for link in links)):
+            tiny = slices is not None and feeding.are_tiny(slices, workers)
+            if slices is not None and tiny and not combines:
                 call = self._span_call(
                     bundle, encoded, {**options, "spans": True}, keep_going, speculate, len(slices)
                 )
                 feed = feeding.of_slices(self._engine, call, slices)
             else:
-                call = self._call(bundle, slices, encoded, links, keep_going, options, speculate)
+                call = self._call(
+                    bundle, slices, encoded, links, keep_going, options, speculate, combines
+                )
+                call.inline = tiny
                 self._last = _Last(call, bundle, data, slices, workers, asked)
             return self._drive(call, bundle, links, feed, began)
         finally:
@@ -356,18 +370,24 @@ class Master:
         keep_going: bool,
         options: dict[str, Any],
         speculate: bool,
+        combines: bool,
     ) -> Call:
         count = len(slices) if slices is not None else sum(link.workers for link in links)
         homes: dict[int, str] = {}
         move_seconds = 0.0
         if slices is not None and len(links) > 1:
             homes, move_seconds = _homes(slices, links)
-        sched = plan.Scheduler(
-            count,
-            speculate=speculate and slices is not None,
-            homes=homes,
-            move_seconds=move_seconds,
-        )
+        if combines:
+            sched: plan.Scheduler = combining.Combining(
+                count, homes=homes, move_seconds=move_seconds)
+            options = {**options, "combine": count}
+        else:
+            sched = plan.Scheduler(
+                count,
+                speculate=speculate and slices is not None,
+                homes=homes,
+                move_seconds=move_seconds,
+            )
         call = self._begin(bundle, params, options, keep_going, sched)
         if slices is not None:
             call.slice_of = slices.__getitem__
@@ -425,11 +445,13 @@ class Master:
         """Hand out, fold as answers come, clean up whatever happens. links: hosts to begin with;
         None if it has begun."""
         reduce = getattr(bundle.module, "reduce", None) or default_reduce
-        fold = OrderedFold(reduce, call.slices)
+        combines = call.combining is not None
+        fold = (TreeFold if combines else OrderedFold)(reduce, call.slices)
         try:
             for batch, failed in self._answers(call, links, feed, fold, began):
                 for first, host, segments, count in batch:
-                    fold.add(first, segments, _decoder(bundle, host, first, count), count)
+                    many = 0 if combines else count  # of what hosts combined, there is one answer
+                    fold.add(first, segments, _decoder(bundle, host, first, many), count)
                 for failure in failed:
                     fold.skip(failure.slice)
                 with self._engine.lock:
@@ -463,7 +485,7 @@ class Master:
                 if feed is not None:
                     feed.feed()
                 batch, failed, more = self._next_batch(call)
-                if batch or failed:
+                if batch or failed or call.combining is not None:
                     yield batch, failed
         finally:
             self._ended(call, began)
@@ -486,7 +508,8 @@ class Master:
     def _next_batch(self, call: Call) -> tuple[list[Answer], list[TaskFailed], bool]:
         """Answers to fold, slices that failed, and whether there may be more of either.
 
-        Comes back with nothing if there are spans to be made. Raises the call's error."""
+        Comes back with nothing if there are spans to be made, and now and then if answers are kept
+        at the hosts, so that how far they are can be shown. Raises the call's error."""
         engine = self._engine
         gone_since: float | None = None
         seen = call.failures_seen
@@ -510,6 +533,8 @@ class Master:
                     continue
                 if any(label in call.scheduler for label in engine.links):
                     gone_since = None
+                    if call.combining is not None:
+                        return [], [], True
                     continue
                 now = time.monotonic()
                 hopes = [link for link in engine.links.values() if engine.hope(link)]

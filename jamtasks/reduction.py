@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from worker_payload import sums
 from worker_payload.wire import Buffer
 
 from .errors import JamError, ReduceError
@@ -30,49 +31,10 @@ def default_reduce(a: Any, b: Any) -> Any:
 
     Sequences of equal length (lists, tuples) add element by element, as `+` adds their elements.
     Arrays of equal shape, numbers, strings and anything else add with `+`. Raises ReduceError."""
-    if _is_sequence(a) and _is_sequence(b):
-        if len(a) != len(b):
-            raise ReduceError(
-                f"cannot add a {_kind(a)} of {len(a)} and a {_kind(b)} of {len(b)} items",
-                "return equal lengths, or define reduce(a, b) in the module",
-            )
-        return _like(a, [_add(x, y) for x, y in zip(a, b, strict=True)])
-    return _add(a, b)
-
-
-def _add(a: Any, b: Any) -> Any:
-    shapes = getattr(a, "shape", None), getattr(b, "shape", None)
-    if all(isinstance(shape, tuple) for shape in shapes) and shapes[0] != shapes[1]:
-        # numpy would stretch the smaller one, and the answer would look right
-        raise ReduceError(
-            f"cannot add arrays of shape {shapes[0]} and {shapes[1]}",
-            "return equal shapes, or define reduce(a, b) in the module",
-        )
     try:
-        return a + b
-    except Exception as error:  # whatever a user's __add__ raises
-        hint = "define reduce(a, b) in the module"
-        if a is None and b is None:
-            hint = "mapfunc returned None: add a return statement, or " + hint
-        raise ReduceError(f"cannot add {_kind(a)} and {_kind(b)}: {error}", hint) from error
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(
-        value, (str, bytes, bytearray, memoryview)
-    )
-
-
-def _like(model: Any, items: list[Any]) -> Any:
-    """The items as what they were before: a list, a tuple, a named tuple; else a list."""
-    if isinstance(model, tuple):
-        make = getattr(type(model), "_make", None)
-        return make(items) if make else tuple(items)
-    return items
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__
+        return sums.default_reduce(a, b)
+    except sums.CannotAdd as error:
+        raise ReduceError(str(error), error.hint) from error.__cause__
 
 
 def reduced(reduce: Reduce, value: Any, other: Any, index: int) -> Any:
@@ -83,7 +45,7 @@ def reduced(reduce: Reduce, value: Any, other: Any, index: int) -> Any:
         raise ReduceError(f"slice {index} does not fit: {error.message}", error.hint) from error
     except Exception as error:  # whatever the user's reduce raises
         raise ReduceError(
-            f"slice {index} does not fit: reduce raised {_kind(error)}: {error}"
+            f"slice {index} does not fit: reduce raised {sums.kind(error)}: {error}"
         ) from error
 
 
@@ -142,7 +104,7 @@ class OrderedFold:
             if self.next < index < self._count:
                 self._waiting.setdefault(index, None)
             return
-        self.next += 1
+        self._leave_out()
         self._catch_up()
 
     def result(self) -> Any:
@@ -173,7 +135,7 @@ class OrderedFold:
         while self.next in self._waiting:
             waiting = self._waiting.pop(self.next)
             if waiting is None:
-                self.next += 1
+                self._leave_out()
                 continue
             kept, decode, span = waiting
             if isinstance(kept, list):
@@ -185,7 +147,12 @@ class OrderedFold:
         if not self._waiting:
             self._file.start_over()
 
+    def _leave_out(self) -> None:
+        """Slice `next` has no result."""
+        self.next += 1
+
     def _take(self, segments: Sequence[Buffer], decode: Decode, span: int) -> None:
+        """What comes to slice `next` is here."""
         value = decode(segments)
         if not span:
             self._fold(self.next, value)

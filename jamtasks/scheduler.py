@@ -43,11 +43,13 @@ _SAMPLE_EVERY = 8  # once there are so many
 
 @dataclass(frozen=True)
 class Assign:
-    """Send these tasks to this host. workers: the worker each must run on, or None for any."""
+    """Send these tasks to this host. workers: the worker each must run on, or None for any. last:
+    and a Yield behind them."""
 
     host: HostId
     tasks: tuple[int, ...]
     workers: tuple[int | None, ...]
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,14 @@ class Cancel:
     tasks: tuple[int, ...]
 
 
-Action = Assign | Revoke | Cancel
+@dataclass(frozen=True)
+class Yield:
+    """This host is to answer what it keeps as soon as it has nothing to do (`combining`)."""
+
+    host: HostId
+
+
+Action = Assign | Revoke | Cancel | Yield
 
 
 class Scheduler(Holding):
@@ -74,6 +83,8 @@ class Scheduler(Holding):
 
     tasks: how many, numbered from 0. speculate: whether slow tasks may run twice. move_seconds:
     what it costs to run a task elsewhere than at home. homes: where tasks should be at home."""
+
+    MOST_COPIES = MAX_COPIES  # of a task at a time
 
     def __init__(
         self,
@@ -335,12 +346,16 @@ class Scheduler(Holding):
         start = taken = 0
         for host in self._hosts.values():
             taken += host.workers
-            end = len(tasks) * taken // self.workers
+            end = self._end_of_share(tasks, taken)
             if end > start:
                 host.queue.extendleft(reversed(tasks[start:end]))
                 self._queues.grew(host)
                 self._touched[host] = None
             start = end
+
+    def _end_of_share(self, tasks: Sequence[int], workers: int) -> int:
+        """How many of these tasks, of the first, so many of the workers get."""
+        return len(tasks) * workers // self.workers
 
     def _return(self, task: int, source: HostId) -> None:
         """To be handed out again, before all others, and if possible not to where it was."""
@@ -425,7 +440,7 @@ class Scheduler(Holding):
     def _hand_out_only(self, only: int, given: dict[Host, list[int]], now: float) -> None:
         """This task, to two hosts with room; it stays in its queue, to be passed over."""
         pin = self._pinned.get(only)
-        copies = 1 if pin else MAX_COPIES
+        copies = 1 if pin else self.MOST_COPIES
         if self._done[only] or len(self._holders.get(only, ())) >= copies:
             return
         idle = list(itertools.islice(self._idle, 2 * copies))

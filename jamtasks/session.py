@@ -36,18 +36,20 @@ TRANSITIONS: dict[tuple[State, type], State] = {
         for kind in (
             wire.Lacks, wire.Missing, wire.Credit, wire.Started, wire.Result, wire.Failure,
             wire.Lost, wire.Revoked, wire.Output, wire.Note, wire.Refused, wire.Beat,
+            wire.Combined, wire.Broken,
         )
     },
     (State.READY, wire.Ending): State.ENDING,
     **{
         (State.ENDING, kind): State.ENDING
         for kind in (wire.Result, wire.Failure, wire.Lost, wire.Revoked, wire.Output, wire.Note,
-                     wire.Credit, wire.Beat)
+                     wire.Credit, wire.Beat, wire.Combined, wire.Broken)
     },
 }  # fmt: skip
 
 OF_A_CALL = (
     wire.Started, wire.Result, wire.Failure, wire.Lost, wire.Revoked, wire.Refused, wire.Output,
+    wire.Combined, wire.Broken,
 )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""What hosts have in place of `jamtasks`: its names, so that a module that imports them loads."""
+"""What hosts have in place of `jamtasks`: its names, so that a module that imports them loads.
+
+`default_reduce` is the real one, since answers may be reduced on hosts too."""
 
 from __future__ import annotations
 
@@ -86,6 +88,8 @@ def _source(module: str, extra: set[str]) -> str:
 
 
 def _definition(name: str) -> str:
+    if name == "default_reduce":  # a module's `reduce` may be it, and run on hosts: `combine`
+        return "\n\nfrom worker_payload.sums import default_reduce\n"
     if name.endswith(_ERRORS):
         return f"\n\nclass {name}(Exception):\n    pass\n"
     if name.startswith("__"):

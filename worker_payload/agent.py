@@ -18,7 +18,7 @@ from collections import deque
 from mmap import mmap
 from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
-from worker_payload import layout, limits, links, procs, records, template, wire
+from worker_payload import layout, limits, links, procs, records, shelf, template, wire
 from worker_payload.channel import Channel
 from worker_payload.gate import Gate
 from worker_payload.host import CREDIT_SECONDS, Host
@@ -43,6 +43,7 @@ DYING_SECONDS = 0.2  # that a process may take to end after its descriptors were
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}  # `platform` knows them, and takes 6 ms to import
 _IMPLEMENTATION = _NAMES.get(sys.implementation.name, sys.implementation.name)
 _IN_ORDER = operator.itemgetter(0)
+KEEP_BYTES, KEEP_PART = 64 << 20, 4  # of answers that are kept; or this part of the free memory
 WELCOME_WITHIN = 40.0  # seconds that numpy's import may take before we go on without its version
 
 
@@ -104,6 +105,8 @@ class Agent(object):
         self.cpus = limits.cpus()
         self._host = Host(build, project, self.cpus, idle_timeout, time.monotonic())
         self._host.gone_after = gone_after
+        self._host.board = self._at_work
+        self._host.keep_bytes = max(KEEP_BYTES, limits.memory_free() // KEEP_PART)
         self._keeping = Keeping(
             self._store, self._host, run.path, self._from_thread, self._act, self._log
         )
@@ -670,6 +673,32 @@ class Agent(object):
         if done:
             self._unwatch(io.sock)
 
+    def _at_work(self, number):
+        # type: (int) -> int
+        """The ticket that a worker works on."""
+        io = self._workers.get(number)
+        return TICKET.unpack_from(self._board, io.place * PLACE)[0] if io is not None else 0
+
+    def _do_shelve(self, action):
+        # type: (records.Shelve) -> None
+        for _ in range(action.files):
+            fd = shelf.make(self.run_dir.path)
+            if fd is None:
+                break  # answers come through the sockets then
+            self._host.shelved(fd)
+
+    def _do_hand(self, action):
+        # type: (records.Hand) -> None
+        blocks, segments = [], []  # type: List[List[int]], List[Any]
+        for part in action.parts:
+            found = part.segments
+            if found is None:
+                found = shelf.take(part.fd)  # type: ignore[arg-type]
+            blocks.append([part.first, part.slices, len(found)])
+            segments += found
+        message = wire.Combined(action.call, action.slices, blocks, segments)
+        self._do_send(records.Send(action.master, message))
+
     def _do_withdraw(self, action):
         # type: (records.Withdraw) -> None
         io = self._workers.get(action.worker)
@@ -792,6 +821,8 @@ _ACTIONS = {
     records.Close: Agent._do_close,
     records.Prepare: Agent._do_prepare,
     records.Require: Agent._do_require,
+    records.Shelve: Agent._do_shelve,
+    records.Hand: Agent._do_hand,
     records.Spawn: Agent._do_spawn,
     records.Give: Agent._do_give,
     records.Repeat: Agent._do_repeat,

@@ -185,8 +185,14 @@ class Blobs(Pool):
 
     def _drop_tasks(self, call):
         # type: (Call) -> None
+        if call.combine is not None:
+            self._let_go(call)
         for task in list(call.tasks.values()):
             self._cancel(task)
+
+    def _let_go(self, call):
+        # type: (Call) -> None
+        """Of answers that are kept: `combining`."""
 
     def _over(self, task):
         # type: (Task) -> None

@@ -12,6 +12,8 @@ import traceback
 import types
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from worker_payload import sums
+
 _ASIDE = "__jam_main__"  # not "__main__", so that what a script does only as a script is not done
 _READ_ONLY_HINT = (
     "slices and params are shared by all workers and read-only: copy the array, "
@@ -119,6 +121,12 @@ def load(bundle, name, wanted=None):
         what = wanted or "mapfunc(params, slice)"
         raise NoMapFunction("module %s has no function %s" % (name, what))
     return function
+
+
+def reduction(bundle, name):
+    # type: (Dict[str, Any], str) -> Any
+    """The reduce of a module that was loaded: its own, or the default."""
+    return getattr(bundle["loaded"][name], "reduce", None) or sums.default_reduce
 
 
 def describe(error):

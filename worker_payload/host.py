@@ -7,7 +7,8 @@ known by number only, and the store through `blob_*` answers to `Look` and `Keep
 from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import wire
-from worker_payload.blobs import ATTEMPTS, Blobs
+from worker_payload.blobs import ATTEMPTS
+from worker_payload.combining import Combining
 from worker_payload.pool import HAND_COST, STUCK_AFTER
 from worker_payload.records import (
     AWAITED,
@@ -58,7 +59,7 @@ PATIENT_SECONDS = 200e-6  # that a task may take for that
 _NOT_SHARED = "worker_payload.shared.NotShared"
 
 
-class Host(Blobs):
+class Host(Combining):
     """idle_timeout: seconds without a master after which the agent ends. workers: the default."""
 
     gone_after = MASTER_GONE_AFTER
@@ -208,6 +209,8 @@ class Host(Blobs):
             raise ProtocolError("Begin: bad timeout: %.80r" % (timeout,))
         if type(message.options.get("function", "")) is not str:
             raise ProtocolError("Begin: bad function")
+        if type(message.options.get("combine", 0)) is not int:
+            raise ProtocolError("Begin: bad combine")
         if len(message.segments) != (0 if message.params else 1):
             raise ProtocolError("Begin: params by digest, or as the only segment")
         call = Call(self._new(), master, message)
@@ -221,6 +224,8 @@ class Host(Blobs):
         else:
             call.missing += 1
             self._actions.append(Spool(call.serial, message.segments[0]))
+        if call.combine is not None:
+            self._begin_combine(call)
         self._warm(master, call)
 
     def _warm(self, master, call):
@@ -364,6 +369,13 @@ class Host(Blobs):
                 if id_ in call.tasks:
                     self._cancel(call.tasks[id_])
 
+    def _on_yield(self, master, message):
+        # type: (Master, wire.Yield) -> None
+        call = master.calls.get(message.call)
+        if call is None:
+            raise ProtocolError("Yield of call %d, which has not begun" % message.call)
+        self._yield(call)
+
     def _on_end(self, master, message):
         # type: (Master, wire.End) -> None
         call = master.calls.get(message.call)
@@ -412,6 +424,8 @@ class Host(Blobs):
             return
         call, slot, task.done_by = task.call, self._slots[worker.slot], worker
         slot.stillborn = 0
+        if call.combine is not None and self._took(worker, task, ok, wrote, seconds, payload):
+            return
         if task.state == OVER:
             self._take_back(task)
             return
@@ -448,13 +462,13 @@ class Host(Blobs):
             return
         task = self._tickets.get(ticket)
         if task is None and worker.hand and not ticket:
-            task = next(iter(worker.hand.values()))
+            task = self._current(worker)
         call = task.call if task is not None else worker.last
         if call is None or call.serial not in self._calls:
             return
         if task is not None and task.state == OVER:
             return
-        id_ = task.id if task is not None else -1
+        id_ = max(task.id, -1) if task is not None else -1
         self._send(call.master, wire.Output(call.id, id_, worker.slot, stream, [data]))
 
     def gone(self, number, exit_, signal, ticket, stderr, note):
@@ -470,6 +484,8 @@ class Host(Blobs):
             slot.workers.remove(worker)
         if slot.busy is worker:
             slot.busy = None
+        if worker.files:
+            self._drop_files(worker)
         culprit = self._tickets.get(ticket)
         if culprit is None and worker.hand and worker.dying is None:
             slot.stillborn += 1
@@ -482,6 +498,9 @@ class Host(Blobs):
                 self._take_back(task)
             elif task is culprit and worker.dying is None:
                 needed = task.call
+                if task.join is not None:
+                    self._lost_join(task, exit_, signal, stderr, note)
+                    continue
                 self._over(task)
                 self._send(task.call.master, wire.Lost(task.call.id, task.id, worker.slot, exit_,
                                                        signal, stderr, note))  # fmt: skip
@@ -510,9 +529,12 @@ class Host(Blobs):
         for worker in list(self._workers.values()):
             self._tiny = self._tiny or len(worker.hand) > 1
             self._tick_worker(worker, now)
-        if not self._calls and now - self._quiet > UNPIN_AFTER and self._idle_blobs:
+        self._tick_combine()
+        if not self._calls and now - self._quiet > UNPIN_AFTER:
             for blob in list(self._idle_blobs.values()):
                 self._forget(blob, False)
+            while self._spare:
+                self._drop_file(self._spare.pop())
         self._end_if_idle()
 
     def _end_if_idle(self):
@@ -533,8 +555,8 @@ class Host(Blobs):
                 worker.killed = True
                 self._actions.append(Kill(worker.number))
         elif worker.hand:
-            task = next(iter(worker.hand.values()))
-            if waited >= STARTED_AFTER and not task.told:
+            task = self._current(worker)
+            if waited >= STARTED_AFTER and not task.told and task.join is None:
                 task.told = True
                 call = task.call
                 self._send(call.master, wire.Started(call.id, [[task.id, worker.slot]]))
@@ -542,9 +564,12 @@ class Host(Blobs):
                 self._withdraw(worker)
             if task.call.timeout is not None and waited >= task.call.timeout:
                 # like a death: perhaps it was this worker, or this host
+                note = "still running after %g s" % task.call.timeout
+                if task.join is not None:
+                    self._stuck_join(task, note)
+                    return
                 self._send(task.call.master, wire.Lost(
-                    task.call.id, task.id, worker.slot, None, None, "",
-                    "still running after %g s" % task.call.timeout))  # fmt: skip
+                    task.call.id, task.id, worker.slot, None, None, "", note))  # fmt: skip
                 self._cancel(task)
         elif waited >= WORKER_IDLE:
             self._retire(worker)
@@ -554,6 +579,8 @@ class Host(Blobs):
     def _settle(self):
         # type: () -> None
         """Once all that happened has been told: hand out work, and say what has come together."""
+        if self._stirred:
+            self._combine()
         if self._queued and self._changed:
             self._hand_out()
         self._changed = False
@@ -603,6 +630,7 @@ _HANDLERS = {
     (True, wire.Blob): Host._on_blob,
     (True, wire.Revoke): Host._on_revoke,
     (True, wire.Cancel): Host._on_cancel,
+    (True, wire.Yield): Host._on_yield,
     (True, wire.End): Host._on_end,
     (True, wire.Beat): Host._on_beat,
 }  # type: Dict[Tuple[bool, Any], Any]

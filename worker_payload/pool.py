@@ -6,8 +6,9 @@ A slot holds processes for several bundles of code, of which one at a time has t
 
 import math
 from collections import OrderedDict, deque
-from typing import Any, Deque, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
+from worker_payload import kept
 from worker_payload.records import (
     HANDED,
     QUEUED,
@@ -26,7 +27,7 @@ from worker_payload.records import (
     Withdraw,
     Worker,
 )
-from worker_payload.worker import BEGIN, CODE, DROP, END, RELEASE, TASK
+from worker_payload.worker import BEGIN, CODE, DROP, END, PART, RELEASE, TASK
 
 INLINE = 16384  # blobs up to this many bytes are handed to workers in the command, not as a file
 PER_SLOT = 3  # processes kept for different bundles
@@ -38,7 +39,11 @@ HAND_SECONDS = 0.002  # of measured work that a worker may have in hand, beyond 
 
 
 class Pool(object):
-    """The agent's state as far as work is handed out; `now` is set by whoever knows the time."""
+    """The agent's state as far as work is handed out; `now` is set by whoever knows the time.
+
+    board: gives the ticket that a worker works on, or 0."""
+
+    board = None  # type: Optional[Callable[[int], int]]
 
     def __init__(self, build, project, workers, idle_timeout, now):
         # type: (str, str, int, float, float) -> None
@@ -55,6 +60,7 @@ class Pool(object):
         self._blobs = {}  # type: Dict[str, Blob]
         self._idle_blobs = OrderedDict()  # type: OrderedDict[str, Blob]
         self._tickets = {}  # type: Dict[int, Task]
+        self._spare = []  # type: List[int]  # empty files for answers
         self._serial = 0
         self._turn = 0
         self._queued = 0
@@ -170,12 +176,20 @@ class Pool(object):
     def _withdraw(self, worker):
         # type: (Worker) -> None
         """Take back what it has not begun. If it just did after all, that task is done twice."""
-        first, *rest = worker.hand.values()
-        for task in reversed(rest):
-            if task.state == HANDED:
+        current = self._current(worker)
+        for task in reversed(list(worker.hand.values())):
+            if task.ticket > current.ticket and task.state == HANDED:
                 task.call.estimate = max(task.call.estimate or 0.0, STUCK_AFTER)
                 self._again(task)
-        self._actions.append(Withdraw(worker.number, first.ticket, self._new()))
+        self._actions.append(Withdraw(worker.number, current.ticket, self._new()))
+
+    def _current(self, worker):
+        # type: (Worker) -> Task
+        """What a worker with something in hand works on: the first, unless answers come together"""
+        first = next(iter(worker.hand.values()))
+        if first.call.combine is None or self.board is None:
+            return first
+        return worker.hand.get(self.board(worker.number), first)
 
     def _release(self, worker):
         # type: (Worker) -> None
@@ -253,6 +267,7 @@ class Pool(object):
         commands = [(END, serial) for serial in worker.ended]  # type: List[Any]
         worker.ended = []
         fds = []  # type: List[int]
+        part = None  # type: Optional[List[Any]]
 
         def passing(handle):
             # type: (Optional[Handle]) -> Optional[bytes]
@@ -267,17 +282,27 @@ class Pool(object):
         if call.serial not in worker.calls:
             worker.calls.add(call.serial)
             handle = self._blobs[call.params].handle if call.params else call.params_handle
+            total = call.combine.total if call.combine is not None else 0
             commands.append((BEGIN, call.serial, call.module, passing(handle), call.writable,
-                             call.spans, call.function))  # fmt: skip
+                             call.spans, call.function, total))  # fmt: skip
         if not worker.hand:
             worker.since = self.now
         while queue and count:
             task = queue.popleft()
             if task.state != QUEUED:
                 continue
+            task.ticket = self._new()
+            if call.combine is not None:
+                if task.join is not None:
+                    if part is not None:  # its files might be too many for one message
+                        queue.appendleft(task)
+                        break
+                    count = 1
+                part = kept.command(PART, task, worker.files, self._spare, fds)
+                commands.append(part)
             count -= 1
             self._unqueue(task)
-            task.state, task.worker, task.ticket, task.told = HANDED, worker, self._new(), False
+            task.state, task.worker, task.told = HANDED, worker, False
             self._tickets[task.ticket] = worker.hand[task.ticket] = task
             inline = task.inline  # type: Any
             if task.digest is not None:
@@ -291,6 +316,8 @@ class Pool(object):
                         while len(worker.held) > (1 if self._tight else HELD):
                             commands.append((DROP, worker.held.popitem(last=False)[0]))
             commands.append((TASK, task.ticket, call.serial, task.digest, inline))
+        if part is not None:
+            part[-1] = False  # nothing follows
         if len(worker.hand) > 1:
             self._tiny = True
         worker.last = call

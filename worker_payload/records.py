@@ -4,6 +4,7 @@ from collections import OrderedDict, deque
 from typing import Any, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from worker_payload import wire
+from worker_payload.kept import Join, Kept, Part
 
 Key = Tuple[int, int, Tuple[Tuple[str, str], ...]]  # threads, nice, environment
 
@@ -128,6 +129,21 @@ class Require(NamedTuple):
     names: List[str]
 
 
+class Shelve(NamedTuple):
+    """Make so many empty files for answers. Answer by shelved, once for each."""
+
+    files: int
+
+
+class Hand(NamedTuple):
+    """Send a `Combined` with these parts, whose files may then be closed."""
+
+    master: int
+    call: int
+    slices: List[List[Any]]
+    parts: List[Part]
+
+
 class Stop(NamedTuple):
     """End the agent."""
 
@@ -169,6 +185,8 @@ class Call(object):
         self.timeout = begin.options.get("timeout")
         self.spans = bool(begin.options.get("spans"))
         self.function = begin.options.get("function")
+        total = begin.options.get("combine")
+        self.combine = Kept(total) if total else None  # type: Optional[Kept]
         self.missing = 0  # blobs without which nothing can begin
         self.pins = []  # type: List[str]
         self.refused = False
@@ -185,10 +203,12 @@ WAITING, QUEUED, HANDED, OVER = "waiting", "queued", "handed", "over"
 
 
 class Task(object):
-    """inline: its blob, if it came with the task."""
+    """inline: its blob, if it came with the task. join: this instead of a slice is to be done; the
+    id is below zero then."""
 
     __slots__ = (
-        "call", "digest", "done_by", "id", "inline", "slot", "state", "ticket", "told", "worker",
+        "call", "digest", "done_by", "id", "inline", "join", "slot", "state", "ticket", "told",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, call, id_, digest, slot, inline=None):
@@ -203,6 +223,7 @@ class Task(object):
         self.worker = None  # type: Optional[Worker]
         self.done_by = None  # type: Optional[Worker]
         self.told = False
+        self.join = None  # type: Optional[Join]
 
 
 class Worker(object):
@@ -216,6 +237,7 @@ class Worker(object):
         self.ended = []  # type: List[int]
         self.held = OrderedDict()  # type: OrderedDict[str, None]
         self.hand = OrderedDict()  # type: OrderedDict[int, Task]
+        self.files = {}  # type: Dict[int, int]  # for answers, by ticket
         self.since = now  # when the first task in hand came to be first, or the hand empty
         self.released = True
         self.dying = None  # type: Optional[float]

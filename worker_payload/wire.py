@@ -73,7 +73,9 @@ class Begin(NamedTuple):
     timeout (float or None): seconds after which a task is ended. spans (bool): a task is a list of
     slices, each of which is mapped by itself; its answer begins with a segment that says how many
     of the first were (SPAN), then comes the list of theirs. function: qualified name of a function
-    of one argument to map instead of mapfunc(params, slice)."""
+    of one argument to map instead of mapfunc(params, slice). combine (int): the call has so many
+    slices, a task is the slice of its number, and answers are kept here, joined along the tree over
+    the slices (`tree`), until a `Yield` asks for them."""
 
     call: int
     code: str
@@ -114,6 +116,12 @@ class Cancel(NamedTuple):
 
     call: int
     ids: List[int]
+
+
+class Yield(NamedTuple):
+    """From now on answer with what is kept of this call whenever nothing of it is to be done."""
+
+    call: int
 
 
 class Again(NamedTuple):
@@ -192,6 +200,28 @@ class Result(NamedTuple):
     segments: Sequence[Buffer] = ()
 
 
+class Combined(NamedTuple):
+    """Slices [id, worker, seconds] each that were computed since the last of these, and are kept;
+    and blocks of slices [first, count, number of segments] each that are answered: their answer is
+    in the segments, which follow in order, and is kept no longer."""
+
+    call: int
+    slices: List[List[Any]]
+    blocks: List[List[int]]
+    segments: Sequence[Buffer] = ()
+
+
+class Broken(NamedTuple):
+    """The answers of so many slices from the first on cannot be joined: reduce raised."""
+
+    call: int
+    first: int
+    slices: int
+    type: str
+    message: str
+    traceback: str
+
+
 class Failure(NamedTuple):
     """The map function raised (its worker is well), or its answer could not be encoded.
 
@@ -268,12 +298,15 @@ Message = Any  # one of the NamedTuples above
 
 KINDS = {
     1: Hello, 2: Require, 3: Begin, 4: Task, 5: Blob, 6: Revoke, 7: Cancel, 8: End,
-    9: Again,
+    9: Again, 10: Yield,
     32: Welcome, 33: Lacks, 34: Missing, 35: Credit, 36: Started, 37: Result, 38: Failure,
     39: Lost, 40: Revoked, 41: Output, 42: Note, 43: Refused, 44: Ending,
+    45: Combined, 46: Broken,
     64: Beat,
 }  # type: Dict[int, Any]  # fmt: skip
-FROM_MASTER = frozenset([Hello, Require, Begin, Task, Blob, Revoke, Cancel, End, Again, Beat])
+FROM_MASTER = frozenset(
+    [Hello, Require, Begin, Task, Blob, Revoke, Cancel, Yield, End, Again, Beat]
+)
 FROM_AGENT = frozenset(KINDS.values()) - FROM_MASTER | {Beat}
 
 
@@ -371,6 +404,16 @@ def _results(value):
     )
 
 
+def _kept(value):
+    columns = _columns(value, 3)
+    return columns is not None and _results([[*row[:2], 0, row[2]] for row in value])
+
+
+def _blocks(value):
+    columns = _columns(value, 3)
+    return columns is not None and all(map(_counts, columns))
+
+
 CHECKS = {
     Hello: (_int, _str, _str, _str, _count, _dict),
     Require: (_count, _list_of(_str)),
@@ -379,6 +422,7 @@ CHECKS = {
     Blob: (_digest, _count, _count),
     Revoke: (_count, _list_of_counts),
     Cancel: (_count, _list_of_counts),
+    Yield: (_count,),
     End: (_count,),
     Again: (_count, _count),
     Welcome: (_int, _str, _str, _str, _str, _count, _count, _count, _count, _count, _str,
@@ -388,6 +432,8 @@ CHECKS = {
     Credit: (_count,),
     Started: (_count, _started),
     Result: (_count, _results),
+    Combined: (_count, _kept, _blocks),
+    Broken: (_count, _count, _count, _str, _str, _str),
     Failure: (_count, _count, _count, _str, _str, _str, _count),
     Lost: (_count, _count, _count, _optional_int, _optional_int, _str, _str),
     Revoked: (_count, _list_of_counts),

@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional
 
-from worker_payload import calls, codec, links, shared, wire
+from worker_payload import calls, codec, links, partials, shared, wire
 
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
 ANSWER = struct.Struct("<BBQdI")
@@ -26,7 +26,7 @@ TICKET = struct.Struct("<Q")
 RANGE = struct.Struct("<QQ")
 
 # commands of the agent
-CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN = range(7)
+CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN, PART = range(8)
 
 _BUFFER = 65536
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
@@ -117,15 +117,18 @@ def _flush(stream):
 
 
 class _Call(object):
-    """What tasks of one call share: params and how to hand out slices."""
+    """What tasks of one call share: params and how to hand out slices. total: of slices, if their
+    answers are combined, else 0."""
 
-    def __init__(self, module, params, writable, spans, function):
-        # type: (str, Any, bool, bool, Optional[str]) -> None
+    def __init__(self, module, params, writable, spans, function, total):
+        # type: (str, Any, bool, bool, Optional[str], int) -> None
         self.module = module
         self.params = params
         self.writable = writable
         self.spans = spans
         self.function = function
+        self.partials = partials.Partials(total) if total else None
+        self.special = spans or self.partials is not None  # a task is not just a slice
         self.shared = None  # type: Optional[List[Any]]
 
     def get_params(self):
@@ -198,7 +201,7 @@ class Worker(object):
         self._reader = links.Reader()
         self._code = None  # type: Any
         self._functions = {}  # type: Dict[Any, Any]
-        self._at = 0  # which slice of a span
+        self._at = 0  # type: Any  # which slice of a span; the block that reduce could not join
         self._calls = {}  # type: Dict[int, _Call]
         self._slices = {}  # type: Dict[str, Held]
 
@@ -233,9 +236,9 @@ class Worker(object):
         # type: (Any, List[int]) -> None
         kind = command[0]
         if kind == BEGIN:
-            _, call, module, params, writable, spans, function = command
+            _, call, module, params, writable, spans, function, total = command
             source = Held(files.pop()) if params is None else params
-            self._calls[call] = _Call(module, source, writable, spans, function)
+            self._calls[call] = _Call(module, source, writable, spans, function, total)
         elif kind == CODE:
             if command[1] is None:
                 held = Held(files.pop())
@@ -247,10 +250,14 @@ class Worker(object):
             call = self._calls.pop(command[1], None)
             if call is not None and isinstance(call.params, Held):
                 call.params.close()
+            if call is not None and call.partials is not None:
+                call.partials.close()
         elif kind == DROP:
             dropped = self._slices.pop(command[1], None)
             if dropped is not None:
                 dropped.close()
+        elif kind == PART:
+            self._calls[command[1]].partials.prepare(command, files)  # type: ignore[union-attr]
         elif kind == RELEASE:
             calls.release_memory()
 
@@ -261,6 +268,7 @@ class Worker(object):
         after, before = RANGE.unpack_from(self._board, self._place + 8)
         if after < ticket < before:
             TICKET.pack_into(self._board, self._place, 0)
+            self._give_out(call)
             return  # withdrawn: another worker does it
         kind = RESULT
         segments = []  # type: List[Any]
@@ -274,6 +282,7 @@ class Worker(object):
         except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
             kind = FAILURE
             if os.getpid() == self._pid:
+                self._give_out(call)
                 segments = [marshal.dumps(calls.describe(error) + (self._at,))]
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
@@ -284,7 +293,21 @@ class Worker(object):
         wrote = self._streams.settle()
         os.fchdir(self._home)
         TICKET.pack_into(self._board, self._place, 0)
-        self._answer(kind, wrote, ticket, seconds, segments)
+        if segments:
+            self._answer(kind, wrote, ticket, seconds, segments)
+            return
+        if wrote:  # what it printed belongs to this ticket, and its answer is one of several
+            self._answer(RESULT, wrote, ticket, seconds, [partials.LATER])
+        if self._calls[call].partials.wait(ticket, seconds) or wrote:  # type: ignore[union-attr]
+            self._give_out(call)
+
+    def _give_out(self, call):
+        # type: (int) -> None
+        """Answer what we keep of a call, if it is one whose answers are combined."""
+        known = self._calls.get(call)
+        if known is not None and known.partials is not None and known.partials.waiting:
+            ticket, seconds, segments = known.partials.give_out()
+            self._answer(RESULT, 0, ticket, seconds, segments)
 
     def _load(self, call):
         # type: (_Call) -> Any
@@ -302,12 +325,33 @@ class Worker(object):
         # type: (_Call, Any, float) -> List[Any]
         self._at = 0
         function = self._functions.get((call.module, call.function)) or self._load(call)
-        if call.spans:
-            return self._span(call, function, read_blob(source, call.writable), began)
+        if call.special:
+            return self._special(call, function, source, began)
         params = call.shared[0] if call.shared is not None else call.get_params()
         piece = None if source is None else read_blob(source, call.writable)
         piece = shared.load(piece, call.writable)
         return self._encode(function(params, piece))
+
+    def _special(self, call, function, source, began):
+        # type: (_Call, Any, Any, float) -> List[Any]
+        """A span, or something whose answer is combined with others; then [] is: not yet."""
+        if call.spans:
+            return self._span(call, function, read_blob(source, call.writable), began)
+        partials = call.partials
+        assert partials is not None
+        if partials.reduce is None:
+            partials.reduce = calls.reduction(self._code, call.module)
+        try:
+            if partials.parts is not None:
+                return partials.joined()
+            piece = None if source is None else read_blob(source, call.writable)
+            result = function(call.get_params(), shared.load(piece, call.writable))
+            return partials.mapped(result)
+        except BaseException:
+            if partials.at is not None:
+                self._at = partials.at
+                partials.waiting = []  # the call is over
+            raise
 
     def _span(self, call, function, pieces, began):
         # type: (_Call, Any, List[Any], float) -> List[Any]

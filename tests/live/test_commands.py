@@ -157,9 +157,11 @@ def test_newton_sqrt_as_a_program(shell):
     assert out.splitlines()[0] == f"root  {123456789**0.5:.17g}"
 
 
-def test_sparse_autoencoder_as_a_program(shell):
+@pytest.mark.parametrize("flags", [[], ["--slices-per-worker", "4", "--combine"]])
+def test_sparse_autoencoder_as_a_program(shell, flags):
     script = str(ROOT / "examples" / "sparse_autoencoder.py")
-    code, out, err = shell.run(sys.executable, script, "--iterations", "3", "--patches", "200")
+    words = ["--iterations", "3", "--patches", "200", *flags]
+    code, out, err = shell.run(sys.executable, script, *words)
     assert code == 0, err
     lines = out.splitlines()
     assert len(lines) == 4

@@ -1,6 +1,7 @@
 """A master and its hosts joined in memory: real engine, sessions and agents' state, no processes.
 
-What is real: scheduler, engine (its threads are not started), sessions, frames, `Host`, the fold.
+What is real: scheduler, engine (its threads are not started), sessions, frames, `Host`, the fold,
+and how workers combine answers.
 What is not: connections are queues of frames, workers are lists of tickets, stores are dicts. So
 whoever drives this says when a frame arrives, when a worker answers or dies, and what gets lost.
 """
@@ -14,14 +15,18 @@ from typing import Any
 
 from jamtasks import engine as engine_module
 from jamtasks import link as link_module
+from jamtasks.combining import Combining
 from jamtasks.engine import Call, Engine
 from jamtasks.reduction import OrderedFold
 from jamtasks.scheduler import Scheduler
 from jamtasks.session import Session, State
 from jamtasks.settings import HostSpec, Settings
-from worker_payload import records, wire
+from jamtasks.treefold import TreeFold
+from worker_payload import codec, records, wire
+from worker_payload import partials as partials_module
 from worker_payload.host import Host
-from worker_payload.worker import BEGIN, END, TASK
+from worker_payload.partials import Partials
+from worker_payload.worker import BEGIN, END, PART, TASK
 
 BUILD, PROJECT = "b" * 16, "p"
 CODE = sha256(b"code").hexdigest()
@@ -34,6 +39,14 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def pair(a: str, b: str) -> str:
+    """What is combined shows how."""
+    return f"({a}{b})"
 
 
 def frame(message: Any) -> bytes:
@@ -70,8 +83,14 @@ class Process:
 
     tickets: deque[int] = field(default_factory=deque)
     params: dict[int, bytes] = field(default_factory=dict)  # of calls, by serial
+    withdrawn: set[int] = field(default_factory=set)  # of these
+    parts: dict[int, Any] = field(default_factory=dict)  # what tickets are, of answers to combine
+    partials: dict[int, Partials] = field(default_factory=dict)  # by call
     interrupted: bool = False
     ending: bool = False  # killed, or told to end
+
+    def at_work(self) -> int:
+        return self.tickets[0] if self.tickets else 0
 
 
 class Remote:
@@ -86,6 +105,7 @@ class Remote:
         self.store: dict[str, bytes] = {}
         self.arriving: dict[str, bytearray] = {}
         self.damage = 0  # so many of the next blobs arrive damaged
+        self.hasty = False  # workers begin with the next task before they see it withdrawn
         self.number = 0  # of the connection
         self.unnoticed: list[int] = []  # connections whose end the agent has not seen
         self.decoder = wire.Decoder(wire.FROM_MASTER)
@@ -96,6 +116,7 @@ class Remote:
     def connect(self) -> None:
         if self.agent is None:
             self.agent = Host(BUILD, PROJECT, self.workers, 900.0, self.clock.now)
+            self.agent.board = lambda number: self.processes[number].at_work()
         self.number += 1
         self.connected = True
         self.agent.now = self.clock.now
@@ -178,8 +199,14 @@ class Remote:
             for command in action.commands:
                 if command[0] == BEGIN:
                     process.params[command[1]] = command[3]
+                    if command[-1]:
+                        process.partials[command[1]] = Partials(command[-1])
+                        process.partials[command[1]].reduce = pair
                 elif command[0] == END:
                     del process.params[command[1]]
+                    process.partials.pop(command[1], None)
+                elif command[0] == PART:
+                    process.parts[command[2]] = command
                 elif command[0] == TASK:
                     self._task(process, command[1], command[2], command[3])
         elif kind is records.Repeat:
@@ -190,11 +217,17 @@ class Remote:
                 self._task(process, ticket, action.call, digest)
         elif kind is records.Withdraw:
             process = self.processes[action.worker]
-            process.tickets = deque(
+            process.withdrawn.update(
                 ticket
                 for index, ticket in enumerate(process.tickets)
-                if not index or not action.after < ticket < action.before
+                if index > self.hasty and action.after < ticket < action.before
             )
+        elif kind is records.Hand:
+            if action.master == self.number:
+                blocks = [[part.first, part.slices, len(part.segments)] for part in action.parts]
+                segments = [one for part in action.parts for one in part.segments]
+                message = wire.Combined(action.call, action.slices, blocks, segments)
+                self.to_master.append(frame(message))
         elif kind is records.Interrupt:
             self.processes[action.worker].interrupted = True
         elif kind in (records.Kill, records.Retire):
@@ -251,16 +284,66 @@ class Remote:
             del self.processes[number]
             agent.gone(number, None, 9, ticket, "last words", "")
         else:
-            ticket = process.tickets.popleft()
+            ticket = process.tickets[0]
             interrupted, process.interrupted = process.interrupted, False
-            if interrupted or how == "raise":
-                what = "KeyboardInterrupt" if interrupted else "ValueError"
-                agent.answered(number, ticket, False, False, seconds, (what, "no", "its traceback"))
+            what = "KeyboardInterrupt" if interrupted else "ValueError" if how == "raise" else ""
+            if ticket in process.parts:
+                self._combines(agent, number, process, ticket, seconds, what)
+            elif what:
+                failure = (what, "no", "its traceback", 0)
+                agent.answered(number, ticket, False, False, seconds, failure)
             else:
                 slice_, params = self.store[self.digests[ticket]], process.params
                 answer = [slice_, params[self.serials[ticket]]]
                 agent.answered(number, ticket, True, False, seconds, answer)
+            process.tickets.popleft()
+            while process.tickets and process.tickets[0] in process.withdrawn:
+                withdrawn = process.tickets.popleft()
+                if withdrawn in process.parts:
+                    partials = process.partials.get(process.parts[withdrawn][1])
+                    self._gives_out(agent, number, partials)
         self.settle()
+
+    def _combines(
+        self, agent: Host, number: int, process: Process, ticket: int, seconds: float, what: str
+    ) -> None:
+        """A task of a call whose answers are combined. what: the exception it raises."""
+        command = process.parts[ticket]
+        call, index, parts = command[1], command[3], command[4]
+        partials = process.partials[call]
+        partials.prepare(command, [])
+        if what:
+            self._gives_out(agent, number, partials)
+            at = (parts[0][0], sum(count for _, count, _ in parts)) if parts is not None else 0
+            agent.answered(number, ticket, False, False, seconds, (what, "no", "its traceback", at))
+            return
+        answer = partials.joined() if parts is not None else partials.mapped(str(index))
+        if answer:
+            agent.answered(number, ticket, True, False, seconds, answer)
+        elif partials.wait(ticket, seconds):
+            self._gives_out(agent, number, partials)
+
+    def _gives_out(self, agent: Host, number: int, partials: Partials | None) -> None:
+        if partials is not None and partials.waiting:
+            ticket, seconds, answer = partials.give_out()
+            agent.answered(number, ticket, True, False, seconds, answer)
+
+    def computed(self) -> list[int]:
+        """Slices whose answers a worker has and has not given out."""
+        return [
+            process.parts[ticket][3]
+            for process in self.processes.values()
+            for partials in process.partials.values()
+            for ticket, _ in partials.waiting
+        ]
+
+    def joins(self) -> bool:
+        """Whether a worker works on a join."""
+        return any(
+            process.parts[process.tickets[0]][4] is not None
+            for process in self.processes.values()
+            if process.tickets and process.tickets[0] in process.parts
+        )
 
     def begun(self) -> set[str]:
         """Digests of what its workers work on."""
@@ -273,7 +356,7 @@ class World:
     def __init__(self, workers: dict[str, int]):
         self.clock = Clock()
         self.modules: list[tuple[Any, Any]] = []
-        for module in (engine_module, link_module):
+        for module in (engine_module, link_module, partials_module):
             self.modules.append((module, module.time))  # type: ignore[attr-defined]
             module.time = self.clock  # type: ignore[attr-defined]
         specs = [HostSpec(name, workers=count) for name, count in workers.items()]
@@ -302,17 +385,21 @@ class World:
 
     # --- calls -----------------------------------------------------------------------------
 
-    def begin(self, count: int, *, speculate: bool, keep_going: bool, room: int) -> None:
-        """A new call. room: bytes of answers that wait for the fold, before it is full."""
+    def begin(
+        self, count: int, *, speculate: bool, keep_going: bool, room: int, combine: bool = False
+    ) -> None:
+        """A new call. room: bytes of answers that wait for the fold, before it is full. combine:
+        its hosts combine answers."""
         self.first = number = self.engine.next_id()
-        self._fold(count, room)
+        self._fold(count, room, combine)
         self.index = {Slice(content(number, i)).digest: i for i in range(count)}
+        options = {"combine": count} if combine else {}
         self.call = Call(
             id=number,
-            begin=wire.Begin(number, CODE, "m", "", {}, [params_of(number)]),
+            begin=wire.Begin(number, CODE, "m", "", options, [params_of(number)]),
             blobs=[(CODE, 4, lambda: [b"code"])],
             slice_of=lambda i: Slice(content(number, i)),
-            scheduler=Scheduler(count, speculate=speculate, move_seconds=0.0),
+            scheduler=Combining(count) if combine else Scheduler(count, speculate=speculate),
             requires=(),
             needs_numpy=False,
             keep_going=keep_going,
@@ -321,8 +408,11 @@ class World:
         self.engine.submit(self.call, ready, pinned=False)
         self.pump()
 
-    def _fold(self, count: int, room: int) -> None:
-        self.fold = OrderedFold(lambda a, b: a + b, count, in_memory=room, in_file=0)
+    def _fold(self, count: int, room: int, combine: bool = False) -> None:
+        if combine:
+            self.fold: OrderedFold = TreeFold(pair, count, in_memory=room, in_file=0)
+        else:
+            self.fold = OrderedFold(lambda a, b: a + b, count, in_memory=room, in_file=0)
         self.used = Counter()
         self.count, self.room = count, room
 
@@ -353,9 +443,12 @@ class World:
         call = self.call
         if call is None:
             return
-        for index, _host, segments, *_ in sorted(call.results):
-            self.used[index] += 1
-            self.fold.add(index, segments, lambda parts: [bytes(part) for part in parts])
+        for first, _host, segments, count in sorted(call.results):
+            self.used.update(range(first, first + (count or 1)))
+            if call.combining is not None:
+                self.fold.add(first, segments, codec.decode, count)
+            else:
+                self.fold.add(first, segments, lambda parts: [bytes(part) for part in parts])
         call.results.clear()
         call.lag = 0
         for failure in call.failures[call.failures_seen :]:

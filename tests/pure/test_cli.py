@@ -122,6 +122,7 @@ def test_defaults(jam, fake, module):
         "writable": False,
         "speculate": None,
         "task_timeout": None,
+        "combine": None,
     }
     assert fake.closed
 
@@ -130,7 +131,7 @@ def test_every_flag_arrives(jam, fake, module):
     code, _, _ = jam(
         "map", module(PLAIN), "--hosts", "a,b*4", "--hosts-file", "h.yaml", "--project", "p",
         "--accept-new", "--params", '{"a": [1]}', "--slice-size", "7", "--keep-going",
-        "--writable", "--no-speculate", "--task-timeout", "1.5m",
+        "--writable", "--no-speculate", "--task-timeout", "1.5m", "--combine",
     )  # fmt: skip
     assert code == 0
     fake.made.pop("progress")
@@ -146,7 +147,13 @@ def test_every_flag_arrives(jam, fake, module):
         "writable": True,
         "speculate": False,
         "task_timeout": 90.0,
+        "combine": "host",
     }
+
+
+def test_jobs_do_not_combine(jam, fake, module):
+    code, _, err = jam("map", module(PLAIN), "--combine", "--via", "jobs")
+    assert code == 2 and "--combine: each job answers for itself" in err
 
 
 def test_the_module_offers_dataset_and_params_as_values_or_functions(jam, fake, module):

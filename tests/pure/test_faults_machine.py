@@ -4,12 +4,14 @@ and every run ends. Real scheduler, engine, sessions and agents, joined in memor
 from __future__ import annotations
 
 import os
+import random
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from joined import World, content, params_of
+from test_treefold import without
 
 from jamtasks.session import OF_A_CALL
 from worker_payload import wire
@@ -50,12 +52,15 @@ class Faults(RuleBasedStateMachine):
         keep_going=st.booleans(),
         room=st.sampled_from([1 << 20, 1 << 20, 1 << 20, 60]),
         poison=st.booleans(),
+        combine=st.booleans(),
     )
-    def begin(self, count, speculate, keep_going, room, poison):
+    def begin(self, count, speculate, keep_going, room, poison, combine):
         """poison: slice 1 kills every worker that works on it."""
         self.poison = poison
         if any(self.world.is_ready(name) for name in self.world.remotes):
-            self.world.begin(count, speculate=speculate, keep_going=keep_going, room=room)
+            self.world.begin(
+                count, speculate=speculate, keep_going=keep_going, room=room, combine=combine
+            )
 
     @precondition(lambda self: self.world.call is None)
     @rule(poison=st.booleans())
@@ -112,6 +117,11 @@ class Faults(RuleBasedStateMachine):
         deadly = self.poison and self.world.index_of(remote, number) == 1
         remote.works(number, "die" if deadly else how, seconds)
 
+    @rule(pick=PICKS, hasty=st.booleans())
+    def workers_hurry(self, pick, hasty):
+        remotes = list(self.world.remotes.values())
+        remotes[pick % len(remotes)].hasty = hasty
+
     @rule(seconds=st.sampled_from([0.0, 0.02, 0.3, 1.1, 5.0]))
     def time_passes(self, seconds):
         self.world.pass_time(seconds)
@@ -167,8 +177,10 @@ class Faults(RuleBasedStateMachine):
         if world is None or world.call is None:
             return
         assert all(count == 1 for count in world.used.values()), world.used
-        fresh = len(world.call.results) + len(world.call.failures) - world.call.failures_seen
-        assert world.call.done == len(world.used) + fresh
+        fresh = len(world.call.failures) - world.call.failures_seen
+        fresh += sum(count or 1 for *_, count in world.call.results)
+        kept = world.call.combining.kept if world.call.combining is not None else 0
+        assert world.call.done == len(world.used) + fresh + kept
         if world.call.round is not None:
             return  # looking at its scheduler would end it
         sched = world.call.scheduler
@@ -203,6 +215,12 @@ class Faults(RuleBasedStateMachine):
         ready = [name for name in world.remotes if name in call.scheduler]
         begun = set().union(*(remote.begun() for remote in world.remotes.values()))
         running = {world.index[digest] for digest in begun if digest in world.index}
+        if call.combining is not None:
+            if any(remote.joins() for remote in world.remotes.values()):
+                return  # the scheduler does not know of these, and slices may wait for their end
+            # what was computed waits for its block to be complete
+            running |= {task for kept in call.combining._kept.values() for task in kept}
+            running |= {task for remote in world.remotes.values() for task in remote.computed()}
         waiting = [
             task
             for task in range(world.count)
@@ -219,7 +237,10 @@ class Faults(RuleBasedStateMachine):
         world, call = self.world, self.world.call
         world.take_in()
         if call.error is not None:
-            assert call.failures and not call.keep_going, call.error
+            if call.error.joined > 1:
+                assert call.combining is not None, "reduce raised, and there is no way round that"
+            else:
+                assert call.failures and not call.keep_going, call.error
             return
         failed = {failure.slice for failure in call.failures}
         good = [
@@ -230,7 +251,9 @@ class Faults(RuleBasedStateMachine):
         ]
         assert sorted(world.used) == list(range(world.count))
         assert failed or call.keep_going or good
-        if good:
+        if good and call.combining is not None:
+            assert world.fold.result() == without(world.count, failed)
+        elif good:
             assert world.fold.result() == good
 
     def teardown(self):
@@ -362,5 +385,42 @@ def test_what_a_stuck_worker_has_in_hand_goes_elsewhere():
         world.deliver_all()
         assert world.call.settled
         world.end()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_answers_that_come_together_while_their_tasks_move_elsewhere(seed):
+    """Workers stand still and go on, and begin with what is being taken back from them; answers
+    for several slices then hold some that others were given meanwhile."""
+    chance = random.Random(seed)
+    world = World({"a": 3, "b": 2})
+    try:
+        for name in world.remotes:
+            world.connect(name)
+        world.deliver_all()
+        world.begin(60, speculate=False, keep_going=False, room=1 << 20, combine=True)
+        for _ in range(5000):
+            if world.call.settled:
+                break
+            remote = chance.choice(list(world.remotes.values()))
+            what = chance.random()
+            if what < 0.1:
+                world.pass_time(chance.choice([0.005, 0.02, 0.02, 0.2]))
+            elif what < 0.2:
+                remote.hasty = not remote.hasty
+            elif what < 0.22 and remote.busy():
+                remote.works(chance.choice(remote.busy()), "die", 0.0)
+            elif what < 0.5:
+                world.deliver_all()
+            elif busy := remote.busy():
+                remote.works(chance.choice(busy), "answer", chance.choice([1e-5, 1e-5, 2e-4]))
+        assert world.call.settled and world.call.error is None
+        world.take_in()
+        assert world.fold.result() == without(60, ())
+        assert sorted(world.used.elements()) == list(range(60))
+        world.end()
+        world.deliver_all()
+        assert not any(remote.agent._calls for remote in world.remotes.values())
     finally:
         world.close()

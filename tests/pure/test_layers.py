@@ -16,7 +16,7 @@ LAYERS = {
     "errors": 0, "settings": 0.5,
     "slices": 0.5, "filesets": 0.6, "imports": 0.5, "stand_in": 0.5,
     "datasets": 1, "modules": 1, "session": 1, "holding": 0.9, "scheduler": 1,
-    "reduction": 1, "screens": 1,
+    "combining": 1.1, "reduction": 1, "treefold": 1.1, "screens": 1,
     "report": 1, "call_report": 1.1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
     "folding": 2, "submission": 3, "resume": 3.1, "sweep": 3,
     "presence": 1, "archive": 2, "transport": 2,
@@ -27,7 +27,14 @@ LAYERS = {
     "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,
     "cli": 6,
 }  # fmt: skip
-SHARED = {"wire", "codec", "layout", "shared"} | {  # what the master may use of the payload
+SHARED = {
+    "wire",
+    "codec",
+    "layout",
+    "shared",
+    "sums",
+    "tree",
+} | {  # what the master may use of the payload
     f"jobs.{name}" for name in "names lines files steps commands leases mapping".split()
 }
 # Loaded by functions when they need them: `inv --list` pays for none of these.

@@ -284,7 +284,8 @@ def test_a_script_that_imports_jamtasks_runs_on_a_host(script, on_host):
     with pytest.raises(Exception, match="this") as info:
         mapfunc("raise", None)
     assert type(info.value).__name__ == "Wrong"
-    for way, name in (("use", "Master"), ("call", "default_reduce"), ("attribute", "DataSet")):
+    assert mapfunc("call", None) == 3, "the default reduction may be called there"
+    for way, name in (("use", "Master"), ("attribute", "DataSet")):
         with pytest.raises(RuntimeError, match=f"{name} belongs to .* under `if __name__"):
             mapfunc(way, None)
     segments = codec.encode(mapfunc("", None))

@@ -65,6 +65,12 @@ MESSAGES = {
     wire.Credit: st.builds(wire.Credit, counts),
     wire.Started: st.builds(wire.Started, counts, lists(counts, counts)),
     wire.Result: results(),
+    wire.Yield: st.builds(wire.Yield, counts),
+    wire.Combined: st.builds(
+        wire.Combined, counts, lists(counts, counts, seconds), lists(counts, counts, counts),
+        segments,
+    ),
+    wire.Broken: st.builds(wire.Broken, counts, counts, counts, texts, texts, texts),
     wire.Failure: st.builds(wire.Failure, counts, counts, counts, texts, texts, texts, counts),
     wire.Lost: st.builds(
         wire.Lost, counts, counts, counts, st.none() | numbers, st.none() | numbers, texts, texts
