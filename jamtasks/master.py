@@ -237,12 +237,11 @@ class Master:
 
     def _round(self, call: Call, bundle: Bundle, began: float) -> Any:
         """Wait for a call that repeats the last one; as for any other if it takes a while."""
-        engine, round_ = self._engine, call.round
-        assert round_ is not None
+        engine, round_ = self._engine, call.round  # it may be over already
         try:
             if self._progress is not None:
                 self._progress(0, call.slices, 0)
-            while not round_.over.acquire(timeout=POLL):
+            while round_ is not None and not round_.over.acquire(timeout=POLL):
                 pass
             with engine.lock:
                 results = sorted(call.results, key=_FIRST) if call.round is not None else None
