@@ -265,8 +265,10 @@ class Engine:
         return self.began + max(PATIENCE_MIN, PATIENCE * max(took))
 
     def hope(self, link: Link) -> bool:
-        """Whether this host may still come (back)."""
-        return link.state in ("connecting", "lost") or bool(link.error and link.error.retry)
+        """Whether this host may still come (back), or is about to say whether it can take part."""
+        if link.state in ("connecting", "lost") or link.asked:
+            return True
+        return bool(link.error and link.error.retry)
 
     def no_hosts(self) -> NoHostsError:
         errors = [link.error for link in self.links.values() if link.error is not None]

@@ -649,9 +649,10 @@ class Agent(object):
     def _do_repeat(self, action):
         # type: (records.Repeat) -> None
         before, call, params, given = action
-        workers = self._workers
         for number, ticket, digest, inline in given:
-            io = workers[number]
+            io = self._workers.get(number)
+            if io is None:
+                continue  # it died meanwhile, which was told
             try:
                 if not io.sender.send([(AGAIN, ticket, before, call, digest, inline, params)]):
                     self._watch_out(io)

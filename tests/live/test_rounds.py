@@ -124,3 +124,14 @@ def test_a_worker_is_killed_between_calls(master, module):
     answer = master.run(name, 2.0, data)
     os.kill(answer[1], signal.SIGKILL)
     assert master.run(name, 3.0, data)[0] == 3 * 2016
+
+
+def test_the_agent_is_killed_between_calls(master, module):
+    """It comes back, and is asked once more whether it has numpy, before the call goes on."""
+    name = module(SCALED)
+    data = DataSet(numpy.arange(64.0).reshape(-1, 4), slice_size=8)
+    for scale in (1.0, 2.0):
+        master.run(name, scale, data)
+    (link,) = master._engine.links.values()
+    os.kill(link.welcome.pid, signal.SIGKILL)
+    assert master.run(name, 3.0, data)[0] == 3 * 2016
