@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 20
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0  # pauses between attempts to reach a lost host
 FRUITLESS_MAX = 5  # times that a host may be lost in a row, during runs, without a single answer
-LAG_MAX = 64 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
+LAG_MAX = 16 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
 JOIN_SECONDS = 5.0
 ROUND_TRIP_MAX = 0.25  # seconds: where a Welcome takes longer, the agent has just begun
 LOOK_SECONDS = 5.0  # between looks at what should have been told

@@ -448,9 +448,12 @@ class Master:
         fold = (TreeFold if combines else OrderedFold)(reduce, call.slices)
         try:
             for batch, failed in self._answers(call, links, feed, fold, began):
-                for first, host, segments, count in batch:
+                batch.reverse()
+                while batch:  # what has been folded is not kept: it may be large
+                    first, host, segments, count = batch.pop()
                     many = 0 if combines else count  # of what hosts combined, there is one answer
                     fold.add(first, segments, _decoder(bundle, host, first, many), count)
+                    del segments
                 for failure in failed:
                     fold.skip(failure.slice)
                 with self._engine.lock:

@@ -19,7 +19,7 @@ from worker_payload.wire import Buffer
 
 from .errors import JamError, ReduceError
 
-IN_MEMORY = 64 << 20  # bytes of encoded results ahead of the fold that stay in memory
+IN_MEMORY = 32 << 20  # bytes of encoded results ahead of the fold that stay in memory
 IN_FILE = 4 << 30  # and then in a file
 
 Reduce = Callable[[Any, Any], Any]
@@ -88,8 +88,8 @@ class OrderedFold:
         """The result of a slice; a second one of the same slice is not counted.
 
         decode: makes the value of the segments, when its turn comes. span: so many slices from
-        this one on have a result in these segments; decode makes a list of them. Raises
-        ReduceError, and what decode raises."""
+        this one on have a result in these segments; decode makes a list of them. A list of
+        segments is emptied when they are used. Raises ReduceError, and what decode raises."""
         if not self.next <= index < self._count or index in self._waiting:
             return
         if index != self.next:
@@ -154,6 +154,8 @@ class OrderedFold:
     def _take(self, segments: Sequence[Buffer], decode: Decode, span: int) -> None:
         """What comes to slice `next` is here."""
         value = decode(segments)
+        if isinstance(segments, list):
+            segments.clear()  # whoever gave them has them still, and what is not used may go
         if not span:
             self._fold(self.next, value)
             return

@@ -58,8 +58,11 @@ def _read(reader_class, data, finder):
     # type: (Any, bytes, _Finder) -> Any
     reader = reader_class(io.BytesIO(data))
     reader.finder = finder
-    value = reader.load()
-    finder.unlock()
+    try:
+        value = reader.load()
+        finder.unlock()
+    finally:
+        finder.forget()
     return value
 
 
@@ -139,6 +142,15 @@ class _Finder(object):
     def unlock(self):
         # type: () -> None
         self._rebuild.unlock()
+
+    def forget(self):
+        # type: () -> None
+        """Nothing more will be found. Without this the arrays, which may be large, would stay until
+        Python next looks for cycles."""
+        self.shipped.clear()
+        self.granted.clear()
+        self._builtins.clear()
+        del self._rebuild
 
     def _set(self, *args):
         # type: (*Any) -> set

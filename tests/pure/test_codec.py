@@ -2,6 +2,7 @@
 
 import collections
 import enum
+import gc
 import hashlib
 import pickle
 import pickletools
@@ -9,6 +10,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -250,6 +252,22 @@ def test_arrays(dtype, shape, seed, way):
         if way == "F":
             assert got.flags.f_contiguous
     assert codec.needs_numpy(codec.encode(array))
+
+
+@pytest.mark.parametrize("obj", [{"a": np.arange(5000.0)}, [np.arange(5000.0), slice(1, 2)]])
+def test_arrays_that_came_back_go_when_nobody_uses_them(obj):
+    """At once: in cycles of references they would wait for the next collection."""
+    segments = codec.encode(obj)
+    gc.collect()
+    gc.disable()
+    try:
+        value = codec.decode_untrusted([bytearray(part) for part in segments], SHIPPED)
+        array = weakref.ref(value["a"] if isinstance(value, dict) else value[0])
+        assert array() is not None
+        del value
+        assert array() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("size", [codec.INLINE // 8, codec.INLINE // 8 + 1, 10000])

@@ -132,6 +132,15 @@ def test_each_result_is_decoded_by_its_own_decoder():
         assert fold.result() == [0, 1, 2]
 
 
+def test_what_has_been_folded_is_let_go():
+    answers = [encoded(number) for number in range(3)]
+    with OrderedFold(operator.add, 3) as fold:
+        for index in (2, 0, 1):
+            fold.add(index, answers[index], decoded)
+        assert fold.result() == 3
+    assert answers[:2] == [[], []]
+
+
 def test_results_beyond_memory_go_to_a_file_and_come_back_writeable():
     with OrderedFold(operator.add, 4, in_memory=100, in_file=1000) as fold:
         for index in (3, 2, 1):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import mmap
 import struct
 import time
 import tracemalloc
@@ -149,7 +150,10 @@ def test_a_stream_that_breaks_off_gives_the_whole_messages_and_no_more(messages,
     assert decoder.at_boundary() == (stream_of(whole) == data[:kept])
 
 
-@pytest.mark.parametrize("size", [wire._STREAM_FROM - 1, wire._STREAM_FROM, 3 * wire._STREAM_FROM])
+@pytest.mark.parametrize(
+    "size",
+    [wire._STREAM_FROM - 1, wire._STREAM_FROM, 3 * wire._STREAM_FROM, wire._OWN_FROM + 100],
+)
 def test_large_segments(size):
     big = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     message = wire.Result(
@@ -159,6 +163,26 @@ def test_large_segments(size):
     expected = [wire.Beat(), message, wire.Beat()]
     for piece in (len(data), 4096, 65537):
         assert decoded(*(data[i : i + piece] for i in range(0, len(data), piece))) == expected
+
+
+def test_the_memory_of_a_long_segment_is_given_back():
+    """Also if one that came later is still in use."""
+    data = stream_of([wire.Result(1, [[1, 0, 1, 0.5]], [bytes(1 << 20)])])
+    decoder = Decoder()
+    decoder.feed(data)  # malloc takes the size of what is freed first for the usual one
+    before = resident()
+    messages = [message for _ in range(40) for message in decoder.feed(data)]
+    messages[-1].segments[0][5] = 7
+    assert bytes(messages[-1].segments[0][:7]) == b"\0\0\0\0\0\7\0"
+    assert resident() - before > 35 << 20
+    del messages[:-1]
+    assert resident() - before < 8 << 20
+
+
+def resident():
+    """Bytes of memory that this process takes."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * mmap.PAGESIZE
 
 
 def test_segments_are_not_copied_on_the_way_out():
@@ -293,16 +317,19 @@ def test_only_what_may_come_from_there_is_taken():
 def test_no_length_is_believed_before_its_bytes_have_come():
     claims = [
         frame(37, b"[1,[[1,0,1,0]]]", lengths=[1 << 44]),
+        frame(37, b"[1,[[1,0,1,0]]]", lengths=[1 << 30]),
         frame(5, b'["%s",0,9]' % (b"0" * 64), lengths=[1 << 43] * 100),
         wire.HEAD.pack(wire.MAGIC, 37, wire.MAX_HEADER, wire.MAX_SEGMENTS),
     ]
     for claim in claims:
         decoder = Decoder()
+        before = resident()
         tracemalloc.start()
         try:
             assert decoder.feed(claim) == []
             assert decoder.feed(b"x" * 1000) == []
             assert tracemalloc.get_traced_memory()[1] < 200_000
+            assert resident() - before < 8 << 20
         finally:
             tracemalloc.stop()
 
