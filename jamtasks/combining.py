@@ -23,6 +23,7 @@ from .errors import UsageError
 from .holding import Host, HostId
 from .scheduler import Action, Assign, Cancel, Scheduler, Yield
 
+FIRST = 4  # tasks for each worker, before anybody knows how long they take
 GRAIN = 4  # shares are cut at multiples of a block that is at most this part of a worker's share
 
 
@@ -59,6 +60,13 @@ class Combining(Scheduler):
         return sum(map(len, self._kept.values()))
 
     # --- what happened ---------------------------------------------------------------------
+
+    def again(self, given: Mapping[HostId, Iterable[int]], now: float) -> None:
+        super().again(given, now)
+        self._kept.clear()
+        self._emptied.clear()
+        self._untold.clear()
+        self._told = {self._hosts[name] for name in given}
 
     def keeps(self, host: HostId, task: int, seconds: float, now: float) -> bool:
         """The host computed this slice in so many seconds, and keeps the answer.
@@ -153,6 +161,10 @@ class Combining(Scheduler):
         out += [Cancel(host, ()) for host, kept in self._kept.items() if kept and host not in told]
         self._kept.clear()
         return out
+
+    def _limit(self, host: Host) -> int:
+        """At first as many as there usually are: what is given together is combined together."""
+        return FIRST * host.workers if self._mean is None else super()._limit(host)
 
     def _end_of_share(self, tasks: Sequence[int], workers: int) -> int:
         """Near the fair share, where a block ends."""

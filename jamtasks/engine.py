@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from worker_payload import wire
+from worker_payload.tree import is_block
 from worker_payload.wire import Buffer
 
 from . import scheduler as plan
@@ -396,8 +397,6 @@ class Engine:
         """What it takes to repeat a call that has just ended; None where all did not go well."""
         if call.round is not None:
             return call.round.standing if not call.round.left and call.error is None else None
-        if call.combining is not None:
-            return None
         sent = sum(map(len, call.given.values()))
         if sent != call.scheduler.tasks or call.asked_back or call.notes or call.failures:
             return None
@@ -521,7 +520,7 @@ class Engine:
     def closes_round(self, link: Link, message: Any) -> bool:
         """Whether these were answers of a repeated call, and there is nothing more to be done now.
         Under the lock."""
-        if type(message) is not wire.Result:
+        if type(message) is not wire.Result and type(message) is not wire.Combined:
             return False
         call = self.calls.get(message.call)
         if call is None or not self._fits(call, link.label, message):
@@ -535,7 +534,7 @@ class Engine:
             link.answered += 1
         if (
             call.round is not None
-            and type(message) is wire.Result
+            and isinstance(message, (wire.Result, wire.Combined))
             and self._fits(call, host, message)
         ):
             return
@@ -621,12 +620,16 @@ class Engine:
             self.changed.notify_all()
 
     @staticmethod
-    def _fits(call: Call, host: str, message: wire.Result) -> bool:
+    def _fits(call: Call, host: str, message: wire.Result | wire.Combined) -> bool:
         """Take the answers, if they are what a repeated call waits for, and few bytes."""
         if call.round is None:
             return False
         size = sum(map(len, message.segments))
-        if call.lag + size > FOLD_BYTES or not call.round.take(host, message.tasks):
+        if call.lag + size > FOLD_BYTES:
+            return False
+        if isinstance(message, wire.Combined):
+            return _fit_together(call, host, message, size)
+        if not call.round.take(host, message.tasks):
             return False
         call.lag += size
         call.finished_by[host] = call.finished_by.get(host, 0) + len(message.tasks)
@@ -636,6 +639,7 @@ class Engine:
             call.results.append((task, host, list(segments), 0))
             position += count
         return True
+
     def _combined(self, call: Call, link: Link, message: wire.Combined, now: float) -> None:
         """What a host computed and keeps, and what it kept and answers. Raises ProtocolError."""
         sched, host = call.combining, link.label
@@ -859,6 +863,27 @@ class Engine:
 
     def _is_free(self, link: Link) -> bool:
         return not any(call.scheduler.outstanding(link.label) for call in self.calls.values())
+
+
+def _fit_together(call: Call, host: str, message: wire.Combined, size: int) -> bool:
+    """Take the answers of a host that combined them, if a repeated call waits for them."""
+    blocks, total = message.blocks, call.slices
+    parts = sum(length for _, _, length in blocks)
+    if not blocks or parts != len(message.segments) or call.round is None:
+        return False
+    if not all(is_block(first, count, total) for first, count, _ in blocks):
+        return False
+    tasks = [task for first, count, _ in blocks for task in range(first, first + count)]
+    if not call.round.take(host, [[task, 0, 0, None] for task in tasks]):
+        return False
+    call.lag += size
+    call.finished_by[host] = call.finished_by.get(host, 0) + len(tasks)
+    position = 0
+    for first, count, length in blocks:
+        segments = message.segments[position : position + length]
+        call.results.append((first, host, list(segments), count))
+        position += length
+    return True
 
 
 def _slices_in(segments: Sequence[Buffer], span: Span | None) -> int:

@@ -25,7 +25,7 @@ from . import scheduler as plan
 from .engine import Call, Engine
 from .errors import EncodingError, HostError, JamError, ModuleError, TaskFailed, UsageError
 from .link import Link
-from .reduction import OrderedFold, default_reduce, reduced
+from .reduction import OrderedFold, Reduce, default_reduce, reduced
 from .report import FailedSlice, HostReport, RunReport
 from .spans import Spans
 from .treefold import TreeFold
@@ -248,6 +248,8 @@ class Master:
             if results is None:
                 return self._drive(call, bundle, None, None, began)
             reduce = getattr(bundle.module, "reduce", None) or default_reduce
+            if call.combining is not None:
+                return self._join(call, bundle, reduce, results)
             first, host, segments, _ = results[0]
             value = decode(bundle.modules, host, first, segments)
             for index, host, segments, _ in results[1:]:
@@ -259,6 +261,14 @@ class Master:
         finally:
             if not call.over:
                 self._ended(call, began)
+
+    def _join(self, call: Call, bundle: Bundle, reduce: Reduce, results: list[Answer]) -> Any:
+        with TreeFold(reduce, call.slices) as fold:
+            for first, host, segments, count in results:
+                fold.add(first, segments, _decoder(bundle, host, first, 0), count)
+            if self._progress is not None:
+                self._progress(call.done, call.slices, 0)
+            return fold.result()
 
     def map(
         self,
@@ -378,7 +388,8 @@ class Master:
             homes, move_seconds = _homes(slices, links)
         if combines:
             sched: plan.Scheduler = combining.Combining(
-                count, homes=homes, move_seconds=move_seconds)
+                count, homes=homes, move_seconds=move_seconds
+            )
             options = {**options, "combine": count}
         else:
             sched = plan.Scheduler(

@@ -49,6 +49,15 @@ class Blobs(Pool):
         if blob.state == AWAITED and blob.asked is None:
             self._ask(blob)
 
+    def _once_more(self, task):
+        # type: (Task) -> None
+        """A task that was answered is to be done again, by whoever is free."""
+        task.state = WAITING
+        if task.digest is None:
+            self._enqueue(task)
+        else:
+            self._need(task.digest, task)
+
     def _unneed(self, digest, waiter=None, drop=False):
         # type: (str, Any, bool) -> None
         blob = self._blobs[digest]
@@ -201,10 +210,17 @@ class Blobs(Pool):
             self._unqueue(task)
         elif task.state == HANDED and task.worker is not None:
             self._take_back(task)
+        self._close(task)
+
+    def _close(self, task):
+        # type: (Task) -> None
+        """Nobody waits for it any longer; it stays in hand, if it is in one."""
         task.state = OVER
         task.call.tasks.pop(task.id, None)
         if task.digest is not None:
             self._unneed(task.digest, waiter=task)
+        if task.call.combine is not None:
+            self._stirred[task.call] = None
 
     def _cancel(self, task):
         # type: (Task) -> None
@@ -214,10 +230,7 @@ class Blobs(Pool):
             self._actions.append(Interrupt(worker.number))
         if worker is not None:
             # stays in hand, so that we know when the interrupted call is through
-            task.state = OVER
-            task.call.tasks.pop(task.id, None)
-            if task.digest is not None:
-                self._unneed(task.digest, waiter=task)
+            self._close(task)
         else:
             self._over(task)
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS, Blobs
-from worker_payload.kept import LARGE, Join, Part
+from worker_payload.kept import LARGE, Join, Kept, Part
 from worker_payload.records import HANDED, OVER, Call, Hand, Handle, Shelve, Task, Unpin, Worker
 
 REMEMBERED = 64  # map functions of which we know that their answers are large
@@ -26,7 +26,6 @@ class Combining(Blobs):
     def __init__(self, *args):
         # type: (*Any) -> None
         Blobs.__init__(self, *args)
-        self._stirred = OrderedDict()  # type: OrderedDict[Call, None]  # something happened there
         self._large = OrderedDict()  # type: OrderedDict[Tuple[str, str], None]
 
     def _begin_combine(self, call):
@@ -35,6 +34,24 @@ class Combining(Blobs):
         if (call.code, call.module) in self._large:
             call.combine.large = True
             self._order_files()
+
+    def _begin_again(self, call):
+        # type: (Call) -> None
+        """The same tasks, in their order; answers are waited for."""
+        kept = call.combine
+        assert kept is not None
+        self._let_go(call)  # there is nothing, if the master keeps to its word
+        call.combine = Kept(kept.total)
+        call.combine.asked, call.combine.large = True, kept.large
+        for task in call.told:
+            call.tasks[task.id], task.told = task, False
+            self._once_more(task)
+
+    def _check_slices(self, call, tasks):
+        # type: (Call, List[List[Any]]) -> None
+        total = call.combine.total  # type: ignore[union-attr]
+        if any(row[0] >= total for row in tasks):
+            raise wire.ProtocolError("Task of call %d beyond its last slice" % call.id)
 
     def _yield(self, call):
         # type: (Call) -> None
@@ -81,7 +98,7 @@ class Combining(Blobs):
             for one in tasks:
                 assert one is not None
                 if one.state == HANDED and one.worker is not worker:
-                    self._disown(one)
+                    self._close(one)  # that one goes on, and is not asked
                 else:
                     self._over(one)
                 row = [one.id, worker.slot, round(spent.get(one.id, 0.0), 6)]
@@ -105,14 +122,6 @@ class Combining(Blobs):
                 position += length
                 parts.append(Part(first, count, size, segments, None))
         return parts
-
-    def _disown(self, task):
-        # type: (Task) -> None
-        """Another worker was quicker. It stays in hand, to tell when this one is through."""
-        task.state = OVER
-        task.call.tasks.pop(task.id, None)
-        if task.digest is not None:
-            self._unneed(task.digest, waiter=task)
 
     def _joined(self, worker, task, ok, payload):
         # type: (Worker, Task, bool, Any) -> bool

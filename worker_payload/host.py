@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS
 from worker_payload.combining import Combining
-from worker_payload.pool import HAND_COST, STUCK_AFTER
+from worker_payload.pool import HAND_COST
 from worker_payload.records import (
     AWAITED,
     HANDED,
@@ -209,7 +209,8 @@ class Host(Combining):
             raise ProtocolError("Begin: bad timeout: %.80r" % (timeout,))
         if type(message.options.get("function", "")) is not str:
             raise ProtocolError("Begin: bad function")
-        if type(message.options.get("combine", 0)) is not int:
+        total = message.options.get("combine", 1)
+        if type(total) is not int or total < 1:
             raise ProtocolError("Begin: bad combine")
         if len(message.segments) != (0 if message.params else 1):
             raise ProtocolError("Begin: params by digest, or as the only segment")
@@ -253,6 +254,8 @@ class Host(Combining):
             raise ProtocolError("Task of call %d, which has not begun" % message.call)
         if call.refused:
             return
+        if call.combine is not None:
+            self._check_slices(call, message.tasks)
         for id_, given, slot in message.tasks:
             if id_ in call.tasks:
                 raise ProtocolError("task %d of call %d is under way" % (id_, call.id))
@@ -288,6 +291,10 @@ class Host(Combining):
         call.id, call.serial = message.call, self._new()
         call.params_handle = Handle(params, None)
         master.calls[call.id] = self._calls[call.serial] = call
+        if call.combine is not None:
+            self._begin_again(call)
+            self._forget_call(before)
+            return
         given, serial, slots = [], call.serial, self._slots
         for task in call.told:
             call.tasks[task.id], task.told, worker = task, False, task.done_by
@@ -325,14 +332,6 @@ class Host(Combining):
         if blob is None or blob.state != HERE or blob.handle is None:
             return False
         return blob.handle.inline is not None or task.digest in worker.held
-
-    def _once_more(self, task):
-        # type: (Task) -> None
-        task.state = WAITING
-        if task.digest is None:
-            self._enqueue(task)
-        else:
-            self._need(task.digest, task)
 
     def _on_blob(self, master, message):
         # type: (Master, wire.Blob) -> None
@@ -560,7 +559,7 @@ class Host(Combining):
                 task.told = True
                 call = task.call
                 self._send(call.master, wire.Started(call.id, [[task.id, worker.slot]]))
-            if waited >= STUCK_AFTER and len(worker.hand) > 1:
+            if len(worker.hand) > 1 and waited >= self._stuck_after(task.call):
                 self._withdraw(worker)
             if task.call.timeout is not None and waited >= task.call.timeout:
                 # like a death: perhaps it was this worker, or this host

@@ -14,7 +14,7 @@ from worker_payload.kept import LARGE
 from worker_payload.tree import Tree
 
 LATER = marshal.dumps(None)  # in place of an answer that comes with others
-_WAIT_SECONDS = 0.001  # after which an answer no longer waits for others to be joined with
+_WAIT_SECONDS = 0.002  # of our work, after which answers do not wait for others any longer
 
 
 class Partials(object):
@@ -101,9 +101,9 @@ class Partials(object):
     def wait(self, ticket, seconds):
         # type: (int, float) -> bool
         """A slice was mapped, and its answer waits. True if it has waited long enough."""
-        now = time.perf_counter()
+        now = time.process_time()
         if not self.waiting:
-            self._since = now - seconds
+            self._since = now
         self.waiting.append((ticket, seconds))
         return not self._more or now - self._since > _WAIT_SECONDS
 

@@ -60,6 +60,7 @@ class Pool(object):
         self._blobs = {}  # type: Dict[str, Blob]
         self._idle_blobs = OrderedDict()  # type: OrderedDict[str, Blob]
         self._tickets = {}  # type: Dict[int, Task]
+        self._stirred = OrderedDict()  # type: OrderedDict[Call, None]  # of calls that combine
         self._spare = []  # type: List[int]  # empty files for answers
         self._serial = 0
         self._turn = 0
@@ -252,6 +253,8 @@ class Pool(object):
         # type: (Call, Worker, Deque[Task]) -> int
         """How many tasks to hand to a worker now: several only if they are tiny and plentiful."""
         have, estimate = len(worker.hand), call.estimate
+        if call.combine is not None:
+            return self._room_to_combine(call, worker, queue)
         if estimate is None or estimate > HAND_SECONDS or call.talks:
             return 0 if have else 1
         window = 1 + min(int(HAND_SECONDS / max(estimate, 1e-5)), HAND)
@@ -261,6 +264,34 @@ class Pool(object):
         # where handing over takes longer than working, fewer workers with more each are faster
         batch = int(math.sqrt(len(queue) * HAND_COST / (estimate + HAND_COST)))
         return max(min(window - have, max(share, batch), HAND), 0 if have else 1)
+
+    def _room_to_combine(self, call, worker, queue):
+        # type: (Call, Worker, Deque[Task]) -> int
+        """Whole blocks, as large as what is there gives each idle slot. The next ones come when
+        these are answered, which happens at once."""
+        estimate = call.estimate
+        if worker.hand:
+            return 0
+        if estimate is None or call.talks or queue[0].join is not None:
+            return 1
+        most = HAND_SECONDS / max(estimate * self._share_of_cpu(), 1e-5)
+        slots = self._slots[: call.master.workers]
+        share = len(queue) / max(1, sum(slot.busy is None for slot in slots))
+        size = 1
+        while 2 * size <= most and size < HAND and share >= 1.5 * size:
+            size *= 2
+        return size - queue[0].id % size
+
+    def _stuck_after(self, call):
+        # type: (Call) -> float
+        """Seconds after which what is behind a task in a hand is taken back."""
+        return STUCK_AFTER if call.combine is None else STUCK_AFTER / self._share_of_cpu()
+
+    def _share_of_cpu(self):
+        # type: () -> float
+        """What a worker has of a processor at least, when all work: a task that takes longer than
+        it would alone, because there are more workers than processors, is short all the same."""
+        return min(1.0, self._default / max(1, len(self._slots)))
 
     def _give(self, slot, worker, call, queue, count):
         # type: (Slot, Worker, Call, Deque[Task], int) -> None

@@ -104,6 +104,21 @@ def test_the_bits_are_the_same_whatever_the_hosts(lab, module, workers):
             assert result.tobytes() == expected.tobytes()
 
 
+def test_the_same_call_again_and_again(lab, host, module, received):
+    rows = numpy.random.default_rng(2).normal(size=(64, 5000))
+    data, name = DataSet(rows), module(SINES)
+    with Master([dataclasses.replace(host, workers=3)]) as master:
+        for step in range(8):
+            received.clear()
+            scale = step / 7.0
+            result = master.run(name, scale, data, slice_size=4, combine="host")
+            answers = [numpy.sin(rows[i : i + 4] * scale).sum(axis=0) for i in range(0, 64, 4)]
+            assert result.tobytes() == along_the_tree(answers).tobytes()
+            assert 40_000 < sum(received) < 44_000
+            assert master.last_run.slices == 16 == master.last_run.hosts[0].tasks
+        assert master.last_run.bytes_sent == 0
+
+
 def test_large_answers_pass_through_files(master, module, received):
     """Also those of the first call, of which nobody knows that they are large."""
     name = module(

@@ -57,6 +57,9 @@ def test_a_host_with_this_python(lab, modules, tmp_path, python, with_numpy):
         total, minors = master.run(plain, None, list(range(100)), slice_size=10)
         assert (total, minors) == (4950, {python.minor[1]})
         assert ("lab1", 0, 1, f"from {python.minor[1]}") in lines
+        for _ in range(2):
+            combined = master.run(plain, None, list(range(100)), slice_size=10, combine="host")
+            assert combined == [4950, {python.minor[1]}]
         with pytest.raises(TaskFailed, match="ValueError: here") as caught:
             master.run(plain, "fail", [1])
         assert "# as asked" in caught.value.traceback
@@ -67,6 +70,10 @@ def test_a_host_with_this_python(lab, modules, tmp_path, python, with_numpy):
         if with_numpy:
             found = master.run(numbers, params, matrix, slice_size=100)
             assert numpy.allclose(found["sum"], matrix.dot(params)) and found["one"] == 9.0
+            params = numpy.ones((100, 50))  # its answers are so large that they pass through files
+            for _ in range(2):
+                found = master.run(numbers, params, matrix, slice_size=100, combine="host")
+                assert numpy.allclose(found["sum"], matrix.dot(params))
         else:
             with pytest.raises(ModuleError, match="numpy is missing on lab1"):
                 master.run(numbers, params, matrix, slice_size=100)

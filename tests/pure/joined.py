@@ -40,7 +40,7 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def perf_counter(self) -> float:
+    def process_time(self) -> float:
         return self.now
 
 
@@ -425,7 +425,7 @@ class World:
         if self.call is None:
             return False
         assert params == params_of(self.call.id)
-        self._fold(self.count, self.room)
+        self._fold(self.count, self.room, self.call.combining is not None)
         self.pump()
         return True
 

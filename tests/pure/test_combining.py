@@ -74,13 +74,13 @@ def test_a_host_is_told_to_answer_with_its_last_tasks():
 
 
 def test_a_host_is_told_when_all_the_rest_is_at_others():
-    sched = Combining(5)
+    sched = Combining(7)
     sched.add_host("a", 1)
-    assert sched.actions(0.0) == [Assign("a", (0, 1), (None, None))]
-    keep_all(sched, "a", [0, 1], 9.0)
-    assert sched.actions(1.0) == [Assign("a", (2, 3), (None, None))], "more to come: it waits"
+    assert sched.actions(0.0) == [Assign("a", (0, 1, 2, 3), (None,) * 4)]
+    keep_all(sched, "a", [0, 1, 2, 3], 9.0)
+    assert sched.actions(1.0) == [Assign("a", (4, 5), (None, None))], "more to come: it waits"
     sched.add_host("b", 1)
-    assert sched.actions(2.0) == [Assign("b", (4,), (None,), last=True), Yield("a")]
+    assert sched.actions(2.0) == [Assign("b", (6,), (None,), last=True), Yield("a")]
 
 
 def test_a_host_that_has_nothing_to_do_is_told():
@@ -105,8 +105,8 @@ def test_a_host_that_leaves_is_told_and_may_answer():
     sched.retire_host("a")
     assert yields(sched.actions(0.0)) == set()
     keep_all(sched, "a", held)
-    assert yields(sched.actions(0.0)) == {"a"} and sched.outstanding("a") == 2
-    assert sched.block("a", 0, 2) and sched.outstanding("a") == 0
+    assert yields(sched.actions(0.0)) == {"a"} and sched.outstanding("a") == 4
+    assert sched.block("a", 0, 4) and sched.outstanding("a") == 0
 
 
 def test_shares_end_where_blocks_end():

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from joined import World, content, params_of
 from test_treefold import without
 
+from jamtasks.scheduler import MAX_KILLS
 from jamtasks.session import OF_A_CALL
 from worker_payload import wire
 
@@ -300,17 +301,18 @@ class Rounds(Faults):
     @initialize(
         workers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
         count=st.sampled_from([1, 2, 5, 9]),
+        combine=st.booleans(),
     )
-    def start(self, workers, count):
+    def start(self, workers, count, combine):
         self.set_up(workers, False)
-        self.go_well(count)
+        self.go_well(count, combine)
 
     @precondition(lambda self: self.world.call is None)
-    @rule(count=st.sampled_from([1, 2, 5, 9]))
-    def goes_well(self, count):
-        self.go_well(count)
+    @rule(count=st.sampled_from([1, 2, 5, 9]), combine=st.booleans())
+    def goes_well(self, count, combine):
+        self.go_well(count, combine)
 
-    def go_well(self, count):
+    def go_well(self, count, combine):
         world = self.world
         self.poison = False
         for name, remote in world.remotes.items():
@@ -320,7 +322,7 @@ class Rounds(Faults):
                 world.lose(name)
             world.connect(name)
         world.deliver_all()
-        world.begin(count, speculate=True, keep_going=False, room=1 << 20)
+        world.begin(count, speculate=True, keep_going=False, room=1 << 20, combine=combine)
         self.go_on_well()
 
     def go_on_well(self):
@@ -393,7 +395,7 @@ def test_what_a_stuck_worker_has_in_hand_goes_elsewhere():
 def test_answers_that_come_together_while_their_tasks_move_elsewhere(seed):
     """Workers stand still and go on, and begin with what is being taken back from them; answers
     for several slices then hold some that others were given meanwhile."""
-    chance = random.Random(seed)
+    chance, deaths = random.Random(seed), 0
     world = World({"a": 3, "b": 2})
     try:
         for name in world.remotes:
@@ -409,7 +411,8 @@ def test_answers_that_come_together_while_their_tasks_move_elsewhere(seed):
                 world.pass_time(chance.choice([0.005, 0.02, 0.02, 0.2]))
             elif what < 0.2:
                 remote.hasty = not remote.hasty
-            elif what < 0.22 and remote.busy():
+            elif what < 0.22 and remote.busy() and deaths < MAX_KILLS - 1:
+                deaths += 1
                 remote.works(chance.choice(remote.busy()), "die", 0.0)
             elif what < 0.5:
                 world.deliver_all()
