@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from worker_payload.wire import Buffer
 
-SECONDS = 0.005  # that a span should take: handing one over costs some 0.1 ms
+SECONDS = 0.02  # that a span should take: between two a worker waits for half a millisecond
 GROWTH = 8  # times the largest that came back whole: the first of a call are not typical
 MOST = 10_000  # slices
 BYTES = 64 << 10  # that a span's slices, or its answer, may take; a larger slice goes alone
