@@ -26,6 +26,7 @@ class Process(NamedTuple):
     pid: int
     parent: int
     group: int
+    session: int
     state: str
     started: int
 
@@ -36,7 +37,8 @@ def look(pid):
     with open("/proc/%d/stat" % pid, "rb") as handle:
         data = handle.read()
     fields = data[data.rindex(b")") + 2 :].split()
-    return Process(pid, int(fields[1]), int(fields[2]), fields[0].decode(), int(fields[19]))
+    parent, group, session = map(int, fields[1:4])
+    return Process(pid, parent, group, session, fields[0].decode(), int(fields[19]))
 
 
 def everyone():
@@ -53,6 +55,23 @@ def everyone():
             except (OSError, ValueError):
                 pass
     return found
+
+
+def children(pid):
+    # type: (int) -> Set[int]
+    """Also those that have ended and are not reaped."""
+    found = []  # type: List[bytes]
+    try:
+        for thread in os.listdir("/proc/%d/task" % pid):
+            try:
+                with open("/proc/%d/task/%s/children" % (pid, thread), "rb") as handle:
+                    found += handle.read().split()
+            except FileNotFoundError:
+                if os.path.exists("/proc/%d/task/%s" % (pid, thread)):
+                    raise  # a kernel without these files
+    except OSError:
+        return set(process.pid for process in everyone().values() if process.parent == pid)
+    return set(map(int, found))
 
 
 def descendants(pids):
@@ -153,6 +172,33 @@ def reap():
             pass
     except OSError:
         pass
+
+
+def _collect(pid):
+    # type: (int) -> None
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except OSError:
+        pass
+
+
+def reap_strangers(most):
+    # type: (int) -> None
+    """Collect children of this process that ended in a session that is not its own, if there are
+    more than `most`: they daemonised themselves, and were adopted. Of a few we cannot know, and
+    somebody may still ask for their status."""
+    mine = os.getsid(0)
+    ended = []
+    for pid in children(os.getpid()):
+        try:
+            found = look(pid)
+        except (OSError, ValueError):
+            continue
+        if found.state == "Z" and found.session != mine:
+            ended.append(pid)
+    if len(ended) > most:
+        for pid in ended:
+            _collect(pid)
 
 
 def die_with_parent(number=signal.SIGKILL):

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import links, procs, worker
@@ -25,6 +26,8 @@ THREADS = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+
+ORPHANS_SECONDS = 0.5  # that killing what a dead worker left may take; no worker begins meanwhile
 
 # from the agent, as (kind, name, ...); from us likewise
 TEMPLATE, WORKER, REQUIRE = "template", "worker", "require"
@@ -51,6 +54,7 @@ def _become(control, board, settings):
     try:
         (sock,) = _keep_only(control)
         procs.die_with_parent()
+        procs.adopt_orphans()  # what daemonised itself below a worker that is dead comes to us
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # of a terminal: for the agent to judge
         for number in (signal.SIGTERM, signal.SIGCHLD):
@@ -202,6 +206,7 @@ class _Template(object):
         _, _, place, nonce = command
         os.setpgid(0, 0)
         procs.die_with_parent()
+        procs.adopt_orphans()  # so that they are still known as this worker's
         channel, replies, out, err = files
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -225,6 +230,23 @@ class _Template(object):
                 self._say((GONE, name, None, os.WTERMSIG(status), ""))
             else:
                 self._say((GONE, name, os.WEXITSTATUS(status), None, ""))
+        self._end_orphans()
+
+    def _end_orphans(self):
+        # type: () -> None
+        """Kill and reap children that are not ours: their worker is dead."""
+        deadline = time.monotonic() + ORPHANS_SECONDS
+        while True:
+            orphans = procs.children(os.getpid()) - set(self._children)
+            if not orphans or time.monotonic() > deadline:
+                return
+            procs.kill(orphans | procs.descendants(orphans))
+            for pid in orphans:
+                try:
+                    os.waitpid(pid, os.WNOHANG)
+                except OSError:
+                    pass
+            time.sleep(0.001)
 
 
 def _ended(pids):

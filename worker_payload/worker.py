@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional
 
-from worker_payload import calls, codec, links, partials, shared, wire
+from worker_payload import calls, codec, links, partials, procs, shared, wire
 
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
 ANSWER = struct.Struct("<BBQdI")
@@ -32,6 +32,8 @@ _BUFFER = 65536
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
 _SHARE_SECONDS = 0.02  # params that take longer to read are read once per call, not once per task
 _SPAN_SECONDS = 0.05  # after which a worker ends a span early: others may be idle
+_REAP_EVERY = 256  # tasks
+_STRANGERS = 64  # zombies that may be left in our care
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
@@ -260,6 +262,7 @@ class Worker(object):
             self._calls[command[1]].partials.prepare(command, files)  # type: ignore[union-attr]
         elif kind == RELEASE:
             calls.release_memory()
+            procs.reap_strangers(_STRANGERS)
 
     def _task(self, ticket, call, digest, inline):
         # type: (int, int, Optional[str], Any) -> None
@@ -292,6 +295,8 @@ class Worker(object):
             os._exit(0)
         wrote = self._streams.settle()
         os.fchdir(self._home)
+        if not ticket % _REAP_EVERY:
+            procs.reap_strangers(_STRANGERS)
         TICKET.pack_into(self._board, self._place, 0)
         if segments:
             self._answer(kind, wrote, ticket, seconds, segments)

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from place import Place
 from sshd import Host, forget_ram, keygen, kill, marked, wait_until
 
 from jamtasks.settings import HostSpec, Settings
+from worker_payload import procs
 
 TRANSPORTS = ("local", "fabric", "openssh")
 _ENDING = 10.0  # seconds that processes, threads and descriptors get to end by themselves
@@ -216,6 +218,24 @@ def hosts(request: pytest.FixtureRequest, lab: Lab) -> tuple[HostSpec, HostSpec]
     lab.host("lab1")
     lab.host("lab2", key="host2")
     return lab.spec("lab1", request.param), lab.spec("lab2", request.param)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    here = Place(tmp_path)
+    yield here
+    for client in here.clients:
+        client.sock.close()
+    if here.run.is_dir():
+        here.verb("fire", "default")
+    for client in here.clients:
+        client.close()
+    try:
+        wait_until(lambda: not here.processes(), "the processes of the test end", 5)
+    finally:
+        left = here.processes()
+        procs.kill(left)
+        assert not left, (left, here.log())
 
 
 @pytest.fixture
