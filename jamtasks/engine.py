@@ -114,7 +114,7 @@ class Call:
     @property
     def hungry(self) -> bool:
         """More spans are to be made: the hosts could have them soon."""
-        if self.spans is None or self.spans.exhausted or self.settled:
+        if self.spans is None or self.spans.exhausted or self.spans.waits or self.settled:
             return False
         return self.scheduler.unassigned < 2 * self.scheduler.workers
 

@@ -46,7 +46,6 @@ class Feeder:
         self._call = call
         self._encode = encode
         self._each = 0.0  # bytes per slice
-        self.limit: int | None = None  # no slice from this one on, for now
 
     def feed(self) -> None:
         """Make spans until the hosts have enough."""
@@ -55,9 +54,9 @@ class Feeder:
         fed = 0
         while True:
             with self._engine.lock:
-                wanted = self._next() if call.hungry else None
-                if wanted is None:
+                if not call.hungry:
                     break
+                wanted = self._next()
                 spans.making = True
             try:
                 span = self._make(wanted)
@@ -76,16 +75,21 @@ class Feeder:
         if fed:
             self._engine.dispatch()
 
-    def _next(self) -> Span | None:
+    def limit(self, end: int) -> None:
+        """No slice from this one on, for now."""
+        spans = self._call.spans
+        assert spans is not None
+        with self._engine.lock:
+            spans.limit = end
+
+    def _next(self) -> Span:
         spans = self._call.spans
         assert spans is not None
         if spans.again:
             return spans.again.popleft()
         count = spans.size(self._call.scheduler.workers, self._each)
-        if self.limit is not None:
-            count = min(count, self.limit - spans.cut)
-        if count < 1:
-            return None
+        if spans.limit is not None:
+            count = min(count, spans.limit - spans.cut)
         spans.cut += count
         return Span(spans.cut - count, count)
 

@@ -322,7 +322,7 @@ class Master:
                 for first, host, segments, count in batch:
                     kept.forget(first, count)
                     order.add(first, count, segments, _decoder(bundle, host, first, count))
-                feed.limit = order.next + feeding.AHEAD
+                feed.limit(order.next + feeding.AHEAD)
                 yield from order.ready()
         finally:
             self._running.release()

@@ -17,7 +17,8 @@ The rules:
 * A worker's or host's death returns its tasks: they go before all others, to whichever host has
   room first, if possible not the one that they come from. A task that has killed `max_kills`
   workers is given up; the death of a host is not held against its tasks.
-* Pinned tasks (no dataset: call i belongs to worker i) stay where they are until that host is lost.
+* Pinned tasks (no dataset: call i belongs to worker i) stay where they are until that host is lost;
+  one whose worker died goes to the worker that takes its place.
 """
 
 from __future__ import annotations
@@ -359,7 +360,12 @@ class Scheduler(Holding):
 
     def _return(self, task: int, source: HostId) -> None:
         """To be handed out again, before all others, and if possible not to where it was."""
-        self._pinned.pop(task, None)
+        home = self._hosts.get(self._pinned[task][0]) if task in self._pinned else None
+        if home is not None and home.workers:
+            home.queue.appendleft(task)
+            self._touched[home] = None
+            return
+        self._move([task])
         self._returned.append((task, source))
 
     def _limit(self, host: Host) -> int:

@@ -115,17 +115,21 @@ class Session:
         return message
 
     def _missing(self, message: wire.Missing) -> None:
+        gone = []
         for digest in message.digests:
             source = self._sources.get(digest)
             if source is None:
                 if message.call in self._calls:
                     raise ProtocolError(f"asks for a blob it was not told of: {digest}")
-                continue  # its call ended while it asked
+                gone.append(digest)  # its call ended while it asked
+                continue
             if source.of_slice:
                 for call in source.calls:
                     self.slice_bytes_sent[call] = self.slice_bytes_sent.get(call, 0) + source.size
                     break
             self._streams.append(self._chunks(digest, source))
+        if gone:
+            self.send(wire.Gone(message.call, gone))
 
     def _credit(self, count: int, now: float) -> None:
         if count > self._unacked:

@@ -50,6 +50,7 @@ class Spans:
         self.done = 0  # slices that were answered, or failed
         self.of: dict[int, Span] = {}  # task -> its span, until it is over
         self.again: deque[Span] = deque()  # slices without a task: cut them anew
+        self.limit: int | None = None  # no slice from this one on, for now
         self.making = False  # slices are being put into a span: they are neither cut nor uncut
         self._task_at: dict[int, int] = {}  # first slice -> task
         self._seconds: deque[float] = deque(maxlen=_SAMPLES)  # per slice, of late
@@ -62,6 +63,11 @@ class Spans:
         if self.again or self.making:
             return False
         return self.total is not None and self.cut >= self.total
+
+    @property
+    def waits(self) -> bool:
+        """There are more slices, but not for now."""
+        return not self.again and self.limit is not None and self.cut >= self.limit
 
     def size(self, workers: int, bytes_each: float = 0.0) -> int:
         """How many slices the next span should take. bytes_each: of a slice."""

@@ -129,6 +129,8 @@ class Blobs(Pool):
         blob.state = AWAITED
         for call in users:
             self._refuse(call, reason)
+        if not blob.users:
+            self._blobs.pop(digest, None)
 
     def _ask(self, blob):
         # type: (Blob) -> None

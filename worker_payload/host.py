@@ -349,6 +349,15 @@ class Host(Combining):
         else:
             self._credit(master, len(data))
 
+    def _on_gone(self, master, message):
+        # type: (Master, wire.Gone) -> None
+        if message.call in master.calls:
+            raise ProtocolError("Gone for call %d, which is under way" % message.call)
+        for digest in message.digests:
+            blob = self._blobs.get(digest)
+            if blob is not None and blob.state == AWAITED and blob.asked is master:
+                self._ask(blob)  # for whoever needs it now
+
     def _on_revoke(self, master, message):
         # type: (Master, wire.Revoke) -> None
         call = master.calls.get(message.call)
@@ -627,6 +636,7 @@ _HANDLERS = {
     (True, wire.Task): Host._on_task,
     (True, wire.Again): Host._on_again,
     (True, wire.Blob): Host._on_blob,
+    (True, wire.Gone): Host._on_gone,
     (True, wire.Revoke): Host._on_revoke,
     (True, wire.Cancel): Host._on_cancel,
     (True, wire.Yield): Host._on_yield,

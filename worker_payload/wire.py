@@ -107,6 +107,13 @@ class Blob(NamedTuple):
     segments: Sequence[Buffer] = ()
 
 
+class Gone(NamedTuple):
+    """These blobs, asked for on behalf of a call that is over, do not come."""
+
+    call: int
+    digests: List[str]
+
+
 class Revoke(NamedTuple):
     """Give back those of these tasks that have not started. Answered by `Revoked`."""
 
@@ -176,7 +183,7 @@ class Lacks(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Blobs that a Begin or Task named and this host does not hold. Answered by `Blob`s."""
+    """Blobs that a Begin or Task named and this host lacks. Answered by `Blob`s, or `Gone`."""
 
     call: int
     digests: List[str]
@@ -301,14 +308,14 @@ Message = Any  # one of the NamedTuples above
 
 KINDS = {
     1: Hello, 2: Require, 3: Begin, 4: Task, 5: Blob, 6: Revoke, 7: Cancel, 8: End,
-    9: Again, 10: Yield,
+    9: Again, 10: Yield, 11: Gone,
     32: Welcome, 33: Lacks, 34: Missing, 35: Credit, 36: Started, 37: Result, 38: Failure,
     39: Lost, 40: Revoked, 41: Output, 42: Note, 43: Refused, 44: Ending,
     45: Combined, 46: Broken,
     64: Beat,
 }  # type: Dict[int, Any]  # fmt: skip
 FROM_MASTER = frozenset(
-    [Hello, Require, Begin, Task, Blob, Revoke, Cancel, Yield, End, Again, Beat]
+    [Hello, Require, Begin, Task, Blob, Gone, Revoke, Cancel, Yield, End, Again, Beat]
 )
 FROM_AGENT = frozenset(KINDS.values()) - FROM_MASTER | {Beat}
 
@@ -423,6 +430,7 @@ CHECKS = {
     Begin: (_count, _digest, _str, _digest_or_empty, _dict),
     Task: (_count, _tasks),
     Blob: (_digest, _count, _count),
+    Gone: (_count, _list_of(_digest)),
     Revoke: (_count, _list_of_counts),
     Cancel: (_count, _list_of_counts),
     Yield: (_count,),

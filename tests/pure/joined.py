@@ -1,35 +1,44 @@
 """A master and its hosts joined in memory: real engine, sessions and agents' state, no processes.
 
-What is real: scheduler, engine (its threads are not started), sessions, frames, `Host`, the fold,
-and how workers combine answers.
-What is not: connections are queues of frames, workers are lists of tickets, stores are dicts. So
-whoever drives this says when a frame arrives, when a worker answers or dies, and what gets lost.
+What is real: scheduler, engine (its threads are not started), sessions, spans and what feeds them,
+frames, `Host` and `Keeping`, the fold, and how workers combine answers. What is not: connections
+are queues of frames, workers and stores are in memory (`remotes.py`, `shelves.py`). So whoever
+drives this says when a frame arrives, when a worker answers or dies, and what gets lost.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 
+from remotes import BUILD, CODE, PARAMS, PROJECT, Process, Remote, pair
+from shelves import INLINE, Files, Shelf, Threads
+
 from jamtasks import engine as engine_module
+from jamtasks import feeding
 from jamtasks import link as link_module
+from jamtasks import spans as spans_module
 from jamtasks.combining import Combining
 from jamtasks.engine import Call, Engine
 from jamtasks.reduction import OrderedFold
 from jamtasks.scheduler import Scheduler
 from jamtasks.session import Session, State
 from jamtasks.settings import HostSpec, Settings
+from jamtasks.spans import Spans
 from jamtasks.treefold import TreeFold
-from worker_payload import codec, records, wire
+from worker_payload import codec, keeping, wire
+from worker_payload import host as host_module
 from worker_payload import partials as partials_module
-from worker_payload.host import Host
-from worker_payload.partials import Partials
-from worker_payload.worker import BEGIN, END, PART, TASK
 
-BUILD, PROJECT = "b" * 16, "p"
-CODE = sha256(b"code").hexdigest()
+AHEAD = 50  # items of a Master.map under way beyond the one that is waited for
+SPAN_BYTES = 600  # in a task; a longer span travels as a blob
+LARGE = 7  # every so many slices one is larger
+KINDS = ("slices", "spans", "map", "unordered map", "pinned", "combined", "tiny combined")
+REPEATABLE = ("slices", "pinned", "combined")
 
 
 class Clock:
@@ -44,21 +53,8 @@ class Clock:
         return self.now
 
 
-def pair(a: str, b: str) -> str:
-    """What is combined shows how."""
-    return f"({a}{b})"
-
-
-def frame(message: Any) -> bytes:
-    return b"".join(bytes(part) for part in wire.encode(message))
-
-
-def params_of(call: int) -> bytes:
-    return b"params of %d" % call
-
-
 def content(call: int, index: int) -> bytes:
-    return b"slice %d of %d" % (index, call)
+    return b"slice %d of %d" % (index, call) + b"." * (100 * (index % LARGE == LARGE - 1))
 
 
 @dataclass(frozen=True)
@@ -77,302 +73,64 @@ class Slice:
         return [self.data]
 
 
-@dataclass
-class Process:
-    """A worker: what it has in hand, the first of which it works on."""
-
-    tickets: deque[int] = field(default_factory=deque)
-    params: dict[int, bytes] = field(default_factory=dict)  # of calls, by serial
-    withdrawn: set[int] = field(default_factory=set)  # of these
-    parts: dict[int, Any] = field(default_factory=dict)  # what tickets are, of answers to combine
-    partials: dict[int, Partials] = field(default_factory=dict)  # by call
-    interrupted: bool = False
-    ending: bool = False  # killed, or told to end
-
-    def at_work(self) -> int:
-        return self.tickets[0] if self.tickets else 0
+def _many(segments: Sequence[Any]) -> list[bytes]:
+    return list(codec.decode([bytes(part) for part in segments[1:]]))
 
 
-class Remote:
-    """A host: its agent while it runs, and the one connection that the master has to it."""
-
-    def __init__(self, name: str, workers: int, clock: Clock):
-        self.name, self.workers, self.clock = name, workers, clock
-        self.agent: Host | None = None
-        self.processes: dict[int, Process] = {}
-        self.digests: dict[int, str] = {}  # of the slice of each ticket
-        self.serials: dict[int, int] = {}  # of the call of each ticket
-        self.store: dict[str, bytes] = {}
-        self.arriving: dict[str, bytearray] = {}
-        self.damage = 0  # so many of the next blobs arrive damaged
-        self.hasty = False  # workers begin with the next task before they see it withdrawn
-        self.number = 0  # of the connection
-        self.unnoticed: list[int] = []  # connections whose end the agent has not seen
-        self.decoder = wire.Decoder(wire.FROM_MASTER)
-        self.to_agent: deque[bytes] = deque()
-        self.to_master: deque[bytes | None] = deque()  # None: the end of the connection
-        self.connected = False
-
-    def connect(self) -> None:
-        if self.agent is None:
-            self.agent = Host(BUILD, PROJECT, self.workers, 900.0, self.clock.now)
-            self.agent.board = lambda number: self.processes[number].at_work()
-        self.number += 1
-        self.connected = True
-        self.agent.now = self.clock.now
-        self.agent.master_opened(self.number)
-        self.decoder = wire.Decoder(wire.FROM_MASTER)
-        self.to_agent, self.to_master = deque(), deque()
-
-    def cut(self) -> None:
-        """Nothing goes through any more; the agent has not noticed."""
-        self.to_agent.clear()
-        self.to_master.clear()
-        if self.connected:
-            self.unnoticed.append(self.number)
-            self.number += 1
-        self.connected = False
-
-    def notice(self) -> None:
-        """The agent sees what connections are no more."""
-        for number in self.unnoticed:
-            if self.agent is not None:
-                self.agent.master_closed(number)
-        self.unnoticed.clear()
-        self.settle()
-
-    def kill(self) -> None:
-        """The agent dies, and its workers."""
-        self.agent, self.connected = None, False
-        self.processes.clear()
-        self.arriving.clear()
-        self.unnoticed.clear()
-        self.to_agent.clear()
-        self.to_master.clear()
-        self.to_master.append(None)
-
-    def receive(self) -> None:
-        """One frame of the master arrives."""
-        data = self.to_agent.popleft()
-        if self.agent is None:
-            return
-        self.agent.now = self.clock.now
-        try:
-            for message in self.decoder.feed(data):
-                self.agent.heard(self.number)
-                self.agent.message(self.number, message)
-                if isinstance(message, wire.Hello):
-                    welcome = wire.Welcome(
-                        wire.VERSION, BUILD, "3.6.15", "CPython", "", 1, self.workers, self.workers,
-                        1 << 30, 1 << 30, self.name, [],
-                    )  # fmt: skip
-                    self.to_master.append(frame(welcome))
-        except wire.ProtocolError:
-            self.agent.master_closed(self.number)
-            self.to_master.append(None)
-        self.settle()
-
-    def tick(self) -> None:
-        if self.agent is not None:
-            self.agent.tick(self.clock.now)
-            self.settle()
-
-    def settle(self) -> None:
-        """Do what the agent's state wants done."""
-        while self.agent is not None and (actions := self.agent.actions()):
-            for action in actions:
-                self._do(self.agent, action)
-
-    def _do(self, agent: Host, action: Any) -> None:
-        kind = type(action)
-        if kind is records.Send:
-            if action.master == self.number:
-                self.to_master.append(frame(action.message))
-        elif kind is records.Close:
-            agent.master_closed(action.master)
-            if action.master == self.number:
-                self.to_master.append(None)
-        elif kind is records.Spawn:
-            self.processes[action.worker] = Process()
-        elif kind is records.Give:
-            process = self.processes[action.worker]
-            for command in action.commands:
-                if command[0] == BEGIN:
-                    process.params[command[1]] = command[3]
-                    if command[-1]:
-                        process.partials[command[1]] = Partials(command[-1])
-                        process.partials[command[1]].reduce = pair
-                elif command[0] == END:
-                    del process.params[command[1]]
-                    process.partials.pop(command[1], None)
-                elif command[0] == PART:
-                    process.parts[command[2]] = command
-                elif command[0] == TASK:
-                    self._task(process, command[1], command[2], command[3])
-        elif kind is records.Repeat:
-            for number, ticket, digest, _inline in action.given:
-                process = self.processes[number]
-                del process.params[action.before]
-                process.params[action.call] = action.params
-                self._task(process, ticket, action.call, digest)
-        elif kind is records.Withdraw:
-            process = self.processes[action.worker]
-            process.withdrawn.update(
-                ticket
-                for index, ticket in enumerate(process.tickets)
-                if index > self.hasty and action.after < ticket < action.before
-            )
-        elif kind is records.Hand:
-            if action.master == self.number:
-                blocks = [[part.first, part.slices, len(part.segments)] for part in action.parts]
-                segments = [one for part in action.parts for one in part.segments]
-                message = wire.Combined(action.call, action.slices, blocks, segments)
-                self.to_master.append(frame(message))
-        elif kind is records.Interrupt:
-            self.processes[action.worker].interrupted = True
-        elif kind in (records.Kill, records.Retire):
-            if action.worker in self.processes:
-                self.processes[action.worker].ending = True
-        elif kind is records.Look:
-            if action.digest in self.store:
-                agent.blob_here(action.digest, records.Handle(self.store[action.digest], None))
-            else:
-                agent.blob_absent(action.digest)
-        elif kind is records.Keep:
-            self._keep(agent, action)
-        elif kind is records.Abandon:
-            self.arriving.pop(action.digest, None)
-        elif kind is records.Stop:
-            self.agent = None
-
-    def _task(self, process: Process, ticket: int, serial: int, digest: str) -> None:
-        self.digests[ticket], self.serials[ticket] = digest, serial
-        process.tickets.append(ticket)
-
-    def _keep(self, agent: Host, action: records.Keep) -> None:
-        if not action.offset:
-            self.arriving[action.digest] = bytearray()
-        data = self.arriving.setdefault(action.digest, bytearray())
-        data += action.data
-        if action.offset + len(action.data) < action.total:
-            return
-        del self.arriving[action.digest]
-        if self.damage or sha256(data).hexdigest() != action.digest:
-            self.damage = max(0, self.damage - 1)
-            agent.blob_damaged(action.digest)
-        else:
-            self.store[action.digest] = bytes(data)
-            agent.blob_here(action.digest, records.Handle(bytes(data), None))
-
-    # --- its workers -----------------------------------------------------------------------
-
-    def busy(self) -> list[int]:
-        """Workers that have something to do: a task, or to end."""
-        return [
-            number
-            for number, process in self.processes.items()
-            if process.tickets or process.ending
-        ]
-
-    def works(self, number: int, how: str, seconds: float) -> None:
-        """A worker ends what it works on. how: answer, raise, die."""
-        agent, process = self.agent, self.processes[number]
-        assert agent is not None
-        agent.now = self.clock.now
-        if process.ending or how == "die" or not process.tickets:
-            ticket = process.tickets[0] if process.tickets else 0
-            del self.processes[number]
-            agent.gone(number, None, 9, ticket, "last words", "")
-        else:
-            ticket = process.tickets[0]
-            interrupted, process.interrupted = process.interrupted, False
-            what = "KeyboardInterrupt" if interrupted else "ValueError" if how == "raise" else ""
-            if ticket in process.parts:
-                self._combines(agent, number, process, ticket, seconds, what)
-            elif what:
-                failure = (what, "no", "its traceback", 0)
-                agent.answered(number, ticket, False, False, seconds, failure)
-            else:
-                slice_, params = self.store[self.digests[ticket]], process.params
-                answer = [slice_, params[self.serials[ticket]]]
-                agent.answered(number, ticket, True, False, seconds, answer)
-            process.tickets.popleft()
-            while process.tickets and process.tickets[0] in process.withdrawn:
-                withdrawn = process.tickets.popleft()
-                if withdrawn in process.parts:
-                    partials = process.partials.get(process.parts[withdrawn][1])
-                    self._gives_out(agent, number, partials)
-        self.settle()
-
-    def _combines(
-        self, agent: Host, number: int, process: Process, ticket: int, seconds: float, what: str
-    ) -> None:
-        """A task of a call whose answers are combined. what: the exception it raises."""
-        command = process.parts[ticket]
-        call, index, parts = command[1], command[3], command[4]
-        partials = process.partials[call]
-        partials.prepare(command, [])
-        if what:
-            self._gives_out(agent, number, partials)
-            at = (parts[0][0], sum(count for _, count, _ in parts)) if parts is not None else 0
-            agent.answered(number, ticket, False, False, seconds, (what, "no", "its traceback", at))
-            return
-        answer = partials.joined() if parts is not None else partials.mapped(str(index))
-        if answer:
-            agent.answered(number, ticket, True, False, seconds, answer)
-        elif partials.wait(ticket, seconds):
-            self._gives_out(agent, number, partials)
-
-    def _gives_out(self, agent: Host, number: int, partials: Partials | None) -> None:
-        if partials is not None and partials.waiting:
-            ticket, seconds, answer = partials.give_out()
-            agent.answered(number, ticket, True, False, seconds, answer)
-
-    def computed(self) -> list[int]:
-        """Slices whose answers a worker has and has not given out."""
-        return [
-            process.parts[ticket][3]
-            for process in self.processes.values()
-            for partials in process.partials.values()
-            for ticket, _ in partials.waiting
-        ]
-
-    def joins(self) -> bool:
-        """Whether a worker works on a join."""
-        return any(
-            process.parts[process.tickets[0]][4] is not None
-            for process in self.processes.values()
-            if process.tickets and process.tickets[0] in process.parts
-        )
-
-    def begun(self) -> set[str]:
-        """Digests of what its workers work on."""
-        return {self.digests[p.tickets[0]] for p in self.processes.values() if p.tickets}
+def _lists(segments: Sequence[Any]) -> list[list[bytes]]:
+    return [[one] for one in _many(segments)]
 
 
 class World:
-    """A master, its hosts, and one call after the other. workers: by host."""
+    """A master, its hosts, and one call after the other. workers: by host. room: bytes that each
+    host keeps in memory and on disk. chosen: these limits are its user's."""
 
-    def __init__(self, workers: dict[str, int]):
+    def __init__(
+        self,
+        workers: dict[str, int],
+        room: tuple[int, int] = (1 << 30, 1 << 30),
+        *,
+        chosen: bool = False,
+    ):
         self.clock = Clock()
-        self.modules: list[tuple[Any, Any]] = []
-        for module in (engine_module, link_module, partials_module):
-            self.modules.append((module, module.time))  # type: ignore[attr-defined]
-            module.time = self.clock  # type: ignore[attr-defined]
+        self.files = Files()
+        self.threads = Threads()
+        self.memory = 1 << 30  # that is free at the hosts
+        self.modules: list[tuple[Any, str, Any]] = []
+        for module, name, value in (
+            (engine_module, "time", self.clock),
+            (link_module, "time", self.clock),
+            (keeping, "time", self.clock),
+            (partials_module, "time", self.clock),
+            (keeping, "os", self.files),
+            (keeping, "threading", self.threads),
+            (keeping, "limits", SimpleNamespace(memory_free=lambda: self.memory)),
+            (keeping, "INLINE", INLINE),
+            (host_module, "PARAMS_INLINE", INLINE),
+            (spans_module, "BYTES", SPAN_BYTES),
+            (feeding, "BYTES", SPAN_BYTES),
+        ):
+            self.modules.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
         specs = [HostSpec(name, workers=count) for name, count in workers.items()]
         self.engine = Engine(
             specs, Settings(tuple(specs)), build=BUILD, project=PROJECT,
             attach=lambda spec, attempt: None,  # type: ignore[arg-type,return-value]
             on_output=lambda host, output: None,
         )  # fmt: skip
-        self.remotes = {name: Remote(name, count, self.clock) for name, count in workers.items()}
+        self.remotes = {
+            name: Remote(name, count, self.clock, self.files, Shelf(self.files, room, chosen))
+            for name, count in workers.items()
+        }
         self.call: Call | None = None
         self.last: Call | None = None  # that is over
+        self.kind = ""
         self.used: Counter[int] = Counter()  # answers that were folded, by slice
+        self.refused = 0  # times that a host took no part
 
     def close(self) -> None:
-        for module, real in self.modules:
-            module.time = real
+        for module, name, real in self.modules:
+            setattr(module, name, real)
         if self.call is not None:
             self.fold.close()
 
@@ -386,46 +144,77 @@ class World:
     # --- calls -----------------------------------------------------------------------------
 
     def begin(
-        self, count: int, *, speculate: bool, keep_going: bool, room: int, combine: bool = False
+        self,
+        count: int,
+        *,
+        kind: str = "slices",
+        speculate: bool = False,
+        keep_going: bool = False,
+        room: int = 1 << 20,
+        params: str = "inline",
     ) -> None:
-        """A new call. room: bytes of answers that wait for the fold, before it is full. combine:
-        its hosts combine answers."""
+        """A new call. kind: how its slices travel. count: of slices; for one without data it is
+        that of the workers. room: bytes of answers that wait for the fold, before it is full."""
         self.first = number = self.engine.next_id()
-        self._fold(count, room, combine)
-        self.index = {Slice(content(number, i)).digest: i for i in range(count)}
-        options = {"combine": count} if combine else {}
-        self.call = Call(
+        ready = [self.engine.links[name] for name in self.remotes if self.is_ready(name)]
+        pinned, spans = kind == "pinned", kind in ("spans", "map", "unordered map")
+        combine = "combined" in kind
+        if pinned:
+            count = sum(link.workers for link in ready)
+        self.kind, self.count, self.room, self.how = kind, count, room, params
+        self.contents = {content(number, index): index for index in range(count)}
+        self.homes = [(link.label, slot) for link in ready for slot in range(link.workers)]
+        self.params = PARAMS[params](number)
+        self._fold()
+        digest = "" if params in ("inline", "spooled") else sha256(self.params).hexdigest()
+        value = self.params
+        scheduler = Scheduler(
+            0 if spans else count, speculate=speculate and not pinned, move_seconds=0.0
+        )
+        options = {"combine": count} if combine else {"spans": spans}
+        call = self.call = Call(
             id=number,
-            begin=wire.Begin(number, CODE, "m", "", options, [params_of(number)]),
-            blobs=[(CODE, 4, lambda: [b"code"])],
-            slice_of=lambda i: Slice(content(number, i)),
-            scheduler=Combining(count) if combine else Scheduler(count, speculate=speculate),
+            begin=wire.Begin(
+                number, CODE, f"{params}_{number}", digest, options, [] if digest else [value]
+            ),
+            blobs=[
+                (CODE, 4, lambda: [b"code"]),
+                *([(digest, len(value), lambda: [value])] if digest else []),
+            ],
+            slice_of=None if pinned or spans else lambda i: Slice(content(number, i)),
+            scheduler=Combining(count) if combine else scheduler,
             requires=(),
             needs_numpy=False,
-            keep_going=keep_going,
+            keep_going=keep_going and "map" not in kind,
+            inline=kind == "tiny combined",
         )
-        ready = [self.engine.links[name] for name in self.remotes if self.is_ready(name)]
-        self.engine.submit(self.call, ready, pinned=False)
-        self.pump()
+        if spans:
+            call.spans = Spans(count if kind == "spans" else None)
+            self.items = feeding.Items(content(number, index) for index in range(count))
+            self.feed = feeding.Feeder(self.engine, call, self.items.encode)
+            if "map" in kind:
+                self.feed.limit(AHEAD)
+        self.engine.submit(call, ready, pinned=pinned)
+        self.act()
 
-    def _fold(self, count: int, room: int, combine: bool = False) -> None:
-        if combine:
-            self.fold: OrderedFold = TreeFold(pair, count, in_memory=room, in_file=0)
-        else:
-            self.fold = OrderedFold(lambda a, b: a + b, count, in_memory=room, in_file=0)
-        self.used = Counter()
-        self.count, self.room = count, room
+    def _fold(self) -> None:
+        kind = TreeFold if "combined" in self.kind else OrderedFold
+        join: Any = pair if kind is TreeFold else lambda a, b: a + b
+        self.fold: OrderedFold = kind(join, self.count, in_memory=self.room, in_file=0)
+        self.order = feeding.Order(self.kind == "map")
+        self.used, self.refused, self.out = Counter(), 0, []
 
     def repeat(self) -> bool:
         """The last call once more, with other params; False if that cannot be."""
-        if self.last is None:
+        if self.last is None or self.how != "inline":
             return False
-        params = params_of(self.engine._next + 1)
-        self.call = self.engine.again(self.last, [params])
-        if self.call is None:
+        params = PARAMS["inline"](self.engine._next + 1)
+        call = self.call = self.engine.again(self.last, [params])
+        if call is None:
             return False
-        assert params == params_of(self.call.id)
-        self._fold(self.count, self.room, self.call.combining is not None)
+        assert params == PARAMS["inline"](call.id)
+        self.params = params
+        self._fold()
         self.pump()
         return True
 
@@ -439,30 +228,78 @@ class World:
         self.pump()
 
     def take_in(self) -> None:
-        """What the folding thread does."""
+        """What the thread does that drives a call."""
         call = self.call
         if call is None:
             return
-        for first, _host, segments, count in sorted(call.results):
+        for first, host, segments, count in sorted(call.results):
             self.used.update(range(first, first + (count or 1)))
-            if call.combining is not None:
+            if self.kind == "pinned" and first not in call.moved:
+                slot = int(bytes(segments[0]).split()[-1])
+                assert self.homes[first] == (host, slot), "it ran at another worker"
+            if "map" in self.kind:
+                self.items.forget(first, count)
+                self.order.add(first, count, segments, _many)
+                self.out += self.order.ready()
+                self.feed.limit(self.order.next + AHEAD)
+            elif call.combining is not None:
                 self.fold.add(first, segments, codec.decode, count)
             else:
-                self.fold.add(first, segments, lambda parts: [bytes(part) for part in parts])
+                self.fold.add(first, segments, _lists if count else self._one(first), count)
         call.results.clear()
         call.lag = 0
         for failure in call.failures[call.failures_seen :]:
             self.used[failure.slice] += 1
             self.fold.skip(failure.slice)
         call.failures_seen = len(call.failures)
-        call.head_only = self.fold.next if self.fold.full else None
+        head = self.fold.next if call.spans is None else call.spans.task_at(self.fold.next)
+        call.head_only = head if self.fold.full else None
+        while call.hungry and call.scheduler.workers:
+            self.feed.feed()
 
-    def index_of(self, remote: Remote, number: int) -> int | None:
-        """The slice of the call under way that a worker works on."""
-        tickets = remote.processes[number].tickets
-        if self.call is None or not tickets:
-            return None
-        return self.index.get(remote.digests[tickets[0]])
+    def _one(self, index: int) -> Any:
+        """What an answer for one slice is worth: its slice and the params, both as they came."""
+
+        def decode(segments: Sequence[Any]) -> list[bytes]:
+            piece, params = map(bytes, segments)
+            # a worker without data does not know which call it is; its answer was looked at above
+            return [content(self.first, index) if self.kind == "pinned" else piece, params]
+
+        return decode
+
+    # --- what workers do -------------------------------------------------------------------
+
+    def slices_of(self, remote: Remote, process: Process) -> list[int | None]:
+        """The slices of the call under way that a worker works on."""
+        task = remote.task_of(process)
+        if self.call is None or task is None or task.call.id != self.call.id:
+            return []
+        if self.call.spans is None:
+            return [task.id]  # below zero, where answers are joined
+        return [self.contents.get(piece) for piece in process.pieces()]
+
+    def begun(self) -> set[int]:
+        """Tasks of the call under way that a worker works on."""
+        found = set()
+        for remote in self.remotes.values():
+            for process in remote.processes.values():
+                task = remote.task_of(process)
+                if task is not None and self.call is not None and task.call.id == self.call.id:
+                    found.add(task.id)
+        return found
+
+    def kept(self) -> set[int]:
+        """Slices of the call under way that were computed, and whose answers are kept there."""
+        found = set()
+        if self.call is not None and self.call.combining is not None:
+            found.update(*self.call.combining._kept.values())
+            for remote in self.remotes.values():
+                for process in remote.processes.values():
+                    for known in process.calls.values():
+                        tickets = known.partials.waiting if known.partials is not None else ()
+                        tasks = (remote.agent._tickets.get(ticket) for ticket, _ in tickets)  # type: ignore[union-attr]
+                        found.update(task.id for task in tasks if task is not None)
+        return found
 
     # --- what happens ----------------------------------------------------------------------
 
@@ -480,7 +317,7 @@ class World:
         if link.session is not None:
             link.session = None
             link._lose("gone")
-            self.pump()
+            self.act()
 
     def pump(self) -> None:
         """Put what the master wants to write on its way."""
@@ -502,6 +339,7 @@ class World:
         try:
             with self.engine.lock:
                 for message in session.receive(data, self.clock.now):
+                    self.refused += isinstance(message, wire.Refused)
                     if not isinstance(message, wire.Output):
                         self.engine.handle(link, session, message, self.clock.now)
         except wire.ProtocolError:
@@ -511,23 +349,30 @@ class World:
         self.act()
 
     def act(self) -> None:
-        with self.engine.lock:
-            self.engine.look_at_rounds(self.clock.now)
-        self.take_in()
-        self.engine.dispatch()
+        while True:
+            with self.engine.lock:
+                self.engine.look_at_rounds(self.clock.now)
+            self.take_in()
+            self.engine.dispatch()
+            if self.call is None or not self.call.hungry or not self.call.scheduler.workers:
+                break
         self.pump()
 
     def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        for remote in self.remotes.values():
+        self.threads.run(self.clock.now)
+        for name, remote in self.remotes.items():
             remote.tick()
+            if seconds > 1.0 and (session := self.session(name)) is not None:
+                session.send(wire.Beat())
         self.act()
 
     def deliver_all(self) -> None:
         """Let everything arrive that is on its way, until nothing is."""
         for _ in range(10_000):
-            moved = False
+            moved = self.threads.run(self.clock.now)
             for name, remote in self.remotes.items():
+                moved = remote.hears_all() or moved
                 if remote.to_agent:
                     remote.receive()
                     moved = True

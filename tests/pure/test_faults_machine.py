@@ -10,19 +10,25 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from joined import World, content, params_of
+from joined import KINDS, REPEATABLE, World, content
+from remotes import PARAMS
 from test_treefold import without
 
+from jamtasks.errors import TaskFailed
 from jamtasks.scheduler import MAX_KILLS
 from jamtasks.session import OF_A_CALL
 from worker_payload import wire
 
 STEPS = 60  # per example
-EXAMPLES = 4500 if os.environ.get("JAM_LONG_TESTS") else 200  # 200,000 steps: 100 s of a CPU
+EXAMPLES = 4500 if os.environ.get("JAM_LONG_TESTS") else 200  # 200,000 steps: 150 s of a CPU
 ROUNDS = 600  # until a run must have ended, once nothing breaks any more
 
+MANY = 20  # times as many slices, where they travel many at a time
 WELL = ["answer"] * 12
 PICKS = st.integers(0, 1 << 16)
+AMPLE = (1 << 30, 1 << 30)
+TIGHT = [(200, 300), (60, 60), (0, 150), (1 << 30, 0)]  # bytes that a host keeps
+BREAKS = ["cut", "freeze", "kill", "damage", "notice", "leave", "rot", "full", "memory", "stop"]
 
 
 def kind_of(frame):
@@ -32,14 +38,20 @@ def kind_of(frame):
 class Faults(RuleBasedStateMachine):
     """Three hosts, one call after the other, and anything that can happen between them."""
 
-    @initialize(workers=st.lists(st.integers(1, 3), min_size=3, max_size=3), unruly=st.booleans())
-    def start(self, workers, unruly):
-        self.set_up(workers, unruly)
+    @initialize(
+        workers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+        unruly=st.booleans(),
+        room=st.sampled_from([AMPLE, AMPLE, *TIGHT]),
+        chosen=st.booleans(),
+    )
+    def start(self, workers, unruly, room, chosen):
+        self.set_up(workers, unruly, room, chosen)
 
-    def set_up(self, workers, unruly):
+    def set_up(self, workers, unruly, room=AMPLE, chosen=False):
         self.poison = False
         self.unruly = unruly  # frames are also doubled and swapped, which no channel does
-        self.world = World(dict(zip("abc", workers, strict=True)))
+        self.ample = room == AMPLE  # until something goes wrong with a store
+        self.world = World(dict(zip("abc", workers, strict=True)), room, chosen=chosen)
         for name in self.world.remotes:
             self.world.connect(name)
         self.world.deliver_all()
@@ -48,22 +60,28 @@ class Faults(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.call is None)
     @rule(
+        kind=st.sampled_from(KINDS),
         count=st.sampled_from([1, 3, 8, 20, 60]),
         speculate=st.booleans(),
         keep_going=st.booleans(),
         room=st.sampled_from([1 << 20, 1 << 20, 1 << 20, 60]),
+        params=st.sampled_from(sorted(PARAMS)),
         poison=st.booleans(),
-        combine=st.booleans(),
     )
-    def begin(self, count, speculate, keep_going, room, poison, combine):
+    def begin(self, kind, count, speculate, keep_going, room, params, poison):
         """poison: slice 1 kills every worker that works on it."""
         self.poison = poison
         if any(self.world.is_ready(name) for name in self.world.remotes):
             self.world.begin(
-                count, speculate=speculate, keep_going=keep_going, room=room, combine=combine
+                count * (MANY if "map" in kind or kind == "spans" else 1),
+                kind=kind,
+                speculate=speculate,
+                keep_going=keep_going,
+                room=room,
+                params=params,
             )
 
-    @precondition(lambda self: self.world.call is None)
+    @precondition(lambda self: self.world.call is None and self.world.engine._last is not None)
     @rule(poison=st.booleans())
     def repeat(self, poison):
         if self.world.repeat():
@@ -103,20 +121,29 @@ class Faults(RuleBasedStateMachine):
     @precondition(lambda self: self.busy())
     @rule(
         pick=PICKS,
-        how=st.sampled_from([*WELL, "raise", "die", "die"]),
+        how=st.sampled_from([*WELL, "raise", "die", "die", "stillborn"]),
         seconds=st.sampled_from([1e-5, 1e-5, 1e-5, 3.0]),
+        share=st.sampled_from([1 << 16, 1 << 16, 1, 3]),
+        heard=st.booleans(),
         count=st.sampled_from([1, 1, 4, 20]),
     )
-    def works(self, pick, how, seconds, count):
+    def works(self, pick, how, seconds, share, heard, count):
         for _ in range(count):
             if found := self.busy():
                 remote, number = found[pick % len(found)]
-                self.work(remote, number, how, seconds)
+                self.work(remote, number, how, seconds, share, heard)
                 how = "answer"
 
-    def work(self, remote, number, how, seconds):
-        deadly = self.poison and self.world.index_of(remote, number) == 1
-        remote.works(number, "die" if deadly else how, seconds)
+    def work(self, remote, number, how, seconds, share=1 << 16, heard=True):
+        process = remote.processes[number]
+        if self.poison and 1 in self.world.slices_of(remote, process):
+            how = "die"
+        remote.works(number, how, seconds, share, heard)
+
+    @rule()
+    def agents_hear(self):
+        for remote in self.world.remotes.values():
+            remote.hears_all()
 
     @rule(pick=PICKS, hasty=st.booleans())
     def workers_hurry(self, pick, hasty):
@@ -135,18 +162,29 @@ class Faults(RuleBasedStateMachine):
         if names:
             self.world.connect(names[pick % len(names)])
 
-    @rule(pick=PICKS, what=st.sampled_from(["cut", "freeze", "kill", "damage", "notice", "leave"]))
+    @rule(pick=PICKS, what=st.sampled_from(BREAKS))
     def breaks(self, pick, what):
         world = self.world
         name, remote = list(world.remotes.items())[pick % len(world.remotes)]
         if what == "damage":
-            remote.damage = min(2, remote.damage + 1)
+            remote.damage += 1 + pick % 3
+        elif what == "rot":
+            remote.shelf.rot(pick, "delete" if pick & 8 else "damage")
+        elif what == "full":  # the file systems, before the store's own limit
+            self.ample = False
+            remote.shelf.full = pick % 3 - 1
+        elif what == "memory":
+            self.ample = False
+            world.memory = 100 if pick & 8 else 1 << 30
         elif what == "notice":
             remote.notice()
         elif what == "leave":
             if world.is_ready(name) and world.call is not None:
                 world.call.scheduler.retire_host(name)
                 world.act()
+        elif what == "stop":
+            if world.call is not None and pick & 8:  # Ctrl-C, or the iterator was closed
+                world.end()
         elif what == "kill":
             remote.kill()
         elif world.session(name) is not None:
@@ -177,24 +215,25 @@ class Faults(RuleBasedStateMachine):
         world = getattr(self, "world", None)
         if world is None or world.call is None:
             return
+        call = world.call
         assert all(count == 1 for count in world.used.values()), world.used
-        fresh = len(world.call.failures) - world.call.failures_seen
-        fresh += sum(count or 1 for *_, count in world.call.results)
-        kept = world.call.combining.kept if world.call.combining is not None else 0
-        assert world.call.done == len(world.used) + fresh + kept
-        if world.call.round is not None:
+        fresh = sum(count or 1 for *_, count in call.results)
+        fresh += len(call.failures) - call.failures_seen
+        kept = call.combining.kept if call.combining is not None else 0
+        assert call.done == len(world.used) + fresh + kept
+        if call.round is not None:
             return  # looking at its scheduler would end it
-        sched = world.call.scheduler
         for name in world.remotes:
-            assert name not in sched or world.session(name) is not None
+            assert name not in call.scheduler or world.session(name) is not None
 
     @invariant()
     def no_slice_waits_for_the_scheduler_while_a_worker_idles(self):
         world = getattr(self, "world", None)
         if world is None or world.call is None or world.call.settled or world.call.round:
             return
-        sched = world.call.scheduler
-        if world.call.head_only is None and sched.unassigned:
+        call, sched = world.call, world.call.scheduler
+        assert not call.hungry or not sched.workers, "spans are not made"
+        if call.head_only is None and sched.unassigned:
             for host in sched._hosts.values():
                 assert len(host.held) >= host.workers, f"{sched.unassigned} wait, {host} idles"
 
@@ -213,49 +252,57 @@ class Faults(RuleBasedStateMachine):
         call = world.call
         if call is None or call.settled or call.head_only is not None or self.unruly:
             return
-        ready = [name for name in world.remotes if name in call.scheduler]
-        begun = set().union(*(remote.begun() for remote in world.remotes.values()))
-        running = {world.index[digest] for digest in begun if digest in world.index}
-        if call.combining is not None:
-            if any(remote.joins() for remote in world.remotes.values()):
-                return  # the scheduler does not know of these, and slices may wait for their end
-            # what was computed waits for its block to be complete
-            running |= {task for kept in call.combining._kept.values() for task in kept}
-            running |= {task for remote in world.remotes.values() for task in remote.computed()}
+        if not self.ample:
+            return  # workers may well wait until there is room for data
+        begun = world.begun() | world.kept()
+        if any(task < 0 for task in begun):
+            return  # the scheduler does not know of joins, and slices may wait for their end
         waiting = [
             task
-            for task in range(world.count)
-            if not call.scheduler._done[task] and task not in running
+            for task in range(call.scheduler.tasks)
+            if not call.scheduler._done[task] and task not in begun
         ]
-        for name in ready:
-            remote = world.remotes[name]
-            working = sum(bool(process.tickets) for process in remote.processes.values())
+        pinned = call.scheduler._pinned
+        for name in [name for name in world.remotes if name in call.scheduler]:
+            working = {
+                process.slot
+                for process in world.remotes[name].processes.values()
+                if process.current is not None
+            }
             staying = call.scheduler._hosts[name].workers
-            assert not waiting or working >= staying, f"{waiting} wait while {name} idles"
+            for task in waiting:
+                if task not in pinned:
+                    assert len(working) >= staying, f"{task} of {waiting} waits, {name} idles"
+                elif pinned[task][0] == name:
+                    assert pinned[task][1] in working, f"{task} waits for an idle worker"
 
     def check_end(self):
         """The call is settled: every slice was folded once, in order; or it failed by name."""
         world, call = self.world, self.world.call
         world.take_in()
         if call.error is not None:
-            if call.error.joined > 1:
+            if isinstance(call.error, TaskFailed) and call.error.joined > 1:
                 assert call.combining is not None, "reduce raised, and there is no way round that"
-            else:
+            elif isinstance(call.error, TaskFailed):
                 assert call.failures and not call.keep_going, call.error
+            else:
+                assert world.refused, call.error
             return
         failed = {failure.slice for failure in call.failures}
-        good = [
-            part
-            for i in range(world.count)
-            if i not in failed
-            for part in (content(world.first, i), params_of(call.id))
-        ]
+        assert call.keep_going or not failed
+        good = [content(world.first, i) for i in range(world.count) if i not in failed]
         assert sorted(world.used) == list(range(world.count))
-        assert failed or call.keep_going or good
-        if good and call.combining is not None:
-            assert world.fold.result() == without(world.count, failed)
-        elif good:
+        if call.combining is not None:
+            if good:
+                assert world.fold.result() == without(world.count, failed)
+        elif world.kind == "map":
+            assert world.out == good
+        elif world.kind == "unordered map":
+            assert sorted(world.out) == sorted(good)
+        elif good and world.kind == "spans":
             assert world.fold.result() == good
+        elif good:
+            assert world.fold.result() == [part for one in good for part in (one, world.params)]
 
     def teardown(self):
         """Once nothing breaks any more, every run ends, and leaves nothing behind."""
@@ -264,7 +311,7 @@ class Faults(RuleBasedStateMachine):
         world = self.world
         try:
             for remote in world.remotes.values():
-                remote.damage = 0
+                remote.damage, remote.shelf.full = 0, -1
                 remote.notice()
             for _ in range(ROUNDS):
                 for name, remote in world.remotes.items():
@@ -276,7 +323,7 @@ class Faults(RuleBasedStateMachine):
                     break
                 for remote, number in self.busy():
                     if number in remote.processes:
-                        self.work(remote, number, "answer", 0.01)
+                        self.work(remote, number, "answer", 1e-5)
                 world.pass_time(1.0)
             if world.call is not None:
                 assert world.call.settled, "the run does not end"
@@ -284,15 +331,30 @@ class Faults(RuleBasedStateMachine):
                 world.end()
             world.pass_time(1.0)  # after which nobody repeats the last call
             world.deliver_all()
+            if self.unruly:
+                return  # an End that overtook its Begin leaves something, until the master leaves
             for remote in world.remotes.values():
                 assert not remote.agent._calls, "a call goes on after its end"
-                for _ in range(10):
-                    for number in remote.busy():
+            for _ in range(10):
+                for remote, number in self.busy():
+                    if number in remote.processes:
                         remote.works(number, "answer", 0.01)
-                    world.pass_time(1.1)
-                assert not remote.agent._tickets, "a task goes on after its call"
+                world.pass_time(4.0)  # long enough for files to be let go of
+                world.deliver_all()
+            self.check_nothing_is_left()
         finally:
             world.close()
+
+    def check_nothing_is_left(self):
+        world = self.world
+        for name, remote in world.remotes.items():
+            assert not remote.agent._tickets, "a task goes on after its call"
+            assert not remote.agent._blobs, "blobs are held for nobody"
+            assert not remote.keeping._writers and not remote.keeping._stalled
+            assert remote.shelf.reserved == [0, 0]
+            session = world.session(name)
+            assert session is None or not session._unacked, "credit was lost"
+        assert not len(world.files), "files are left open"
 
 
 class Rounds(Faults):
@@ -301,18 +363,18 @@ class Rounds(Faults):
     @initialize(
         workers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
         count=st.sampled_from([1, 2, 5, 9]),
-        combine=st.booleans(),
+        kind=st.sampled_from(REPEATABLE),
     )
-    def start(self, workers, count, combine):
+    def start(self, workers, count, kind):
         self.set_up(workers, False)
-        self.go_well(count, combine)
+        self.go_well(count, kind)
 
     @precondition(lambda self: self.world.call is None)
-    @rule(count=st.sampled_from([1, 2, 5, 9]), combine=st.booleans())
-    def goes_well(self, count, combine):
-        self.go_well(count, combine)
+    @rule(count=st.sampled_from([1, 2, 5, 9]), kind=st.sampled_from(REPEATABLE))
+    def goes_well(self, count, kind):
+        self.go_well(count, kind)
 
-    def go_well(self, count, combine):
+    def go_well(self, count, kind):
         world = self.world
         self.poison = False
         for name, remote in world.remotes.items():
@@ -322,7 +384,7 @@ class Rounds(Faults):
                 world.lose(name)
             world.connect(name)
         world.deliver_all()
-        world.begin(count, speculate=True, keep_going=False, room=1 << 20, combine=combine)
+        world.begin(count, kind=kind, speculate=True)
         self.go_on_well()
 
     def go_on_well(self):
@@ -365,14 +427,14 @@ def test_what_a_stuck_worker_has_in_hand_goes_elsewhere():
         for name in world.remotes:
             world.connect(name)
         world.deliver_all()
-        world.begin(60, speculate=False, keep_going=False, room=1 << 20)
+        world.begin(60)
         world.deliver_all()
         a, b = world.remotes.values()
         for _ in range(3):
             for remote in (a, b):
                 remote.works(remote.busy()[0], "answer", 1e-5)
             world.deliver_all()
-        assert len(next(iter(a.processes.values())).tickets) > 2, "nothing waits in a hand"
+        assert next(iter(a.processes.values())).commands, "nothing waits in a hand"
         while b.busy():  # b does all that it can get, a is stuck at once
             b.works(b.busy()[0], "answer", 1e-5)
             world.deliver_all()
@@ -391,6 +453,38 @@ def test_what_a_stuck_worker_has_in_hand_goes_elsewhere():
         world.close()
 
 
+def until_settled(world):
+    """Nothing breaks, and workers work."""
+    for _ in range(50):
+        world.deliver_all()
+        if world.call.settled:
+            return
+        for remote in world.remotes.values():
+            for number in remote.busy():
+                if number in remote.processes:
+                    remote.works(number, "answer", 0.01)
+        world.pass_time(0.3)
+    raise AssertionError("the run does not end")
+
+
+def test_what_an_ended_call_asked_for_does_not_keep_the_next_one_waiting():
+    world = World({"a": 1})
+    try:
+        world.connect("a")
+        world.deliver_all()
+        world.begin(1)
+        remote = world.remotes["a"]
+        while remote.to_agent:  # the host has begun, and asks for code and slice
+            remote.receive()
+        world.end()
+        while remote.to_master:  # what is asked for is nobody's any more
+            world.to_master("a")
+        world.begin(1)
+        until_settled(world)
+    finally:
+        world.close()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_answers_that_come_together_while_their_tasks_move_elsewhere(seed):
     """Workers stand still and go on, and begin with what is being taken back from them; answers
@@ -401,7 +495,7 @@ def test_answers_that_come_together_while_their_tasks_move_elsewhere(seed):
         for name in world.remotes:
             world.connect(name)
         world.deliver_all()
-        world.begin(60, speculate=False, keep_going=False, room=1 << 20, combine=True)
+        world.begin(60, kind="combined")
         for _ in range(5000):
             if world.call.settled:
                 break

@@ -199,6 +199,18 @@ def test_another_master_is_asked_when_the_first_one_leaves() -> None:
     assert Send(2, wire.Missing(1, [SLICE])) in actions
 
 
+def test_what_the_first_one_no_longer_gives_another_master_is_asked_for() -> None:
+    agent = Agent()
+    del agent.store[SLICE]
+    agent.master(1)
+    agent.master(2)
+    agent.call([[0, SLICE, None]], master=1)
+    agent.call([[0, SLICE, None]], master=2)
+    actions = agent.say(1, wire.End(1), wire.Gone(1, [SLICE]))
+    assert Send(2, wire.Missing(1, [SLICE])) in actions
+    assert sent(agent.say(1, wire.Gone(1, [SLICE])), wire.Missing) == [], "another has been asked"
+
+
 def test_damaged_blobs_are_asked_for_again_but_not_for_ever() -> None:
     agent = Agent()
     del agent.store[SLICE]
@@ -222,6 +234,17 @@ def test_no_room_refuses_the_calls_that_need_it() -> None:
     assert sent(agent.settle(), wire.Refused) == [wire.Refused(1, "no room")]
     agent.say(1, wire.End(1))
     assert sent(agent.call([[0, SLICE, None]], call=2), wire.Missing), "asked for again"
+
+
+def test_what_nobody_needs_any_more_and_has_no_room_is_forgotten() -> None:
+    agent = Agent()
+    del agent.store[SLICE]
+    agent.master()
+    agent.call([[0, SLICE, None]])
+    agent.host.blob_stalled(SLICE)
+    agent.say(1, wire.End(1))
+    agent.host.blob_full(SLICE, "no room, and no need")
+    assert SLICE not in agent.host._blobs
 
 
 def test_params_are_dropped_at_the_end_and_slices_are_not() -> None:

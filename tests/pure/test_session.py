@@ -109,7 +109,7 @@ def test_asking_for_a_blob_of_a_call_that_just_ended_is_no_fault():
     fresh.offer(1, DIGEST, 3, lambda: [b"abc"], of_slice=True)
     fresh.send(wire.End(1))
     assert fresh.receive(frame(wire.Missing(1, [DIGEST])), 0.0) == []
-    assert [type(m) for m in sent(fresh)] == [wire.End]
+    assert [type(m) for m in sent(fresh)] == [wire.End, wire.Gone]
 
 
 def test_no_more_than_the_window_is_unacknowledged():

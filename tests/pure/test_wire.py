@@ -62,6 +62,7 @@ MESSAGES = {
         texts, st.lists(texts, max_size=3),
     ),
     wire.Lacks: st.builds(wire.Lacks, counts, st.lists(texts, max_size=3)),
+    wire.Gone: st.builds(wire.Gone, counts, st.lists(digests, max_size=3)),
     wire.Missing: st.builds(wire.Missing, counts, st.lists(digests, max_size=3)),
     wire.Credit: st.builds(wire.Credit, counts),
     wire.Started: st.builds(wire.Started, counts, lists(counts, counts)),

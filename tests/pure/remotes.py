@@ -1,0 +1,435 @@
+"""A host in memory: real `Host` and `Keeping`, but workers and its connection only pretend.
+
+Whoever drives it says when a frame arrives, when a worker answers or dies, and when the agent hears
+of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from shelves import Files, Shelf, Shelving
+
+from worker_payload import codec, records, wire, worker
+from worker_payload.host import Host
+from worker_payload.partials import Partials
+
+BUILD, PROJECT = "b" * 16, "p"
+CODE = sha256(b"code").hexdigest()
+PARAMS = {  # how they travel -> what they are, for a call
+    "inline": lambda call: b"%d" % call,
+    "spooled": lambda call: b"params that take a file of call %d" % call,
+    "blob": lambda call: b"params in a blob of call %d" % call,
+    "shared": lambda call: b"params that are the same for all calls",
+    "long": lambda call: b"params in many pieces, of call %5d" % call * 2000,
+}
+
+
+def frame(message: Any) -> bytes:
+    return b"".join(bytes(part) for part in wire.encode(message))
+
+
+def pair(a: str, b: str) -> str:
+    """What is combined shows how."""
+    return f"({a}{b})"
+
+
+@dataclass
+class Known:
+    """A call, as a worker knows it. params: their bytes, or a file of them."""
+
+    module: str
+    params: bytes | int
+    spans: bool
+    partials: Partials | None
+
+
+@dataclass
+class Process:
+    """A worker. What it works on is `current`; its answers are in `said` until they are heard."""
+
+    slot: int
+    files: Files
+    commands: deque[tuple[Any, int | None]] = field(default_factory=deque)  # with their files
+    current: Any = None
+    said: deque[tuple[Any, ...]] = field(default_factory=deque)
+    calls: dict[int, Known] = field(default_factory=dict)
+    slices: dict[str, int] = field(default_factory=dict)
+    withdrawn: tuple[int, int] = (0, 0)
+    interrupted: bool = False
+    ending: bool = False  # killed, or told to end
+
+    @property
+    def ticket(self) -> int:
+        return self.current[1] if self.current is not None else 0
+
+    def take(self, commands: list[Any], fds: list[int]) -> None:
+        files = deque(self.files.dup(fd) for fd in fds)
+        for command in commands:
+            given = command[{worker.CODE: 1, worker.BEGIN: 3, worker.TASK: 4}.get(command[0], 0)]
+            has_file = given is True if command[0] == worker.TASK else given is None
+            self.commands.append((command, files.popleft() if has_file else None))
+        assert not files, "a file that no command asks for"
+        self.go_on()
+
+    def next_ticket(self) -> int:
+        """Of the task behind the current one."""
+        return next((c[1] for c, _ in self.commands if c[0] == worker.TASK), 0)
+
+    def go_on(self) -> None:
+        """Up to the next task, which it begins."""
+        while self.current is None and self.commands:
+            command, fd = self.commands.popleft()
+            kind = command[0]
+            if kind == worker.CODE:
+                assert self._read(command[1], fd) == b"code"
+            elif kind == worker.BEGIN:
+                _, call, module, params, _writable, spans, _function, total = command
+                assert call not in self.calls
+                partials = Partials(total) if total else None
+                if partials is not None:
+                    partials.reduce = pair
+                self.calls[call] = Known(module, params if fd is None else fd, spans, partials)
+            elif kind == worker.END:
+                known = self.calls.pop(command[1])
+                if isinstance(known.params, int):
+                    self.files.close(known.params)
+            elif kind == worker.DROP:
+                self.files.close(self.slices.pop(command[1]))
+            elif kind == worker.PART:
+                partials = self.calls[command[1]].partials
+                assert partials is not None
+                partials.prepare(command, [])
+            elif kind == worker.AGAIN:
+                _, ticket, before, call, digest, inline, params = command
+                self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
+                self.current = worker.TASK, ticket, call, digest, inline
+            elif kind == worker.TASK:
+                if fd is not None:
+                    assert command[3] not in self.slices
+                    self.slices[command[3]] = fd
+                if self.withdrawn[0] < command[1] < self.withdrawn[1]:
+                    self._gives_out(self.calls[command[2]].partials)
+                else:
+                    self.current = command
+
+    def _read(self, inline: bytes | None, fd: int | None) -> bytes:
+        if fd is None:
+            assert inline is not None
+            return inline
+        data = self.files.read(fd)
+        self.files.close(fd)
+        return data
+
+    @property
+    def known(self) -> Known:
+        """The call of the current task."""
+        return self.calls[self.current[2]]
+
+    def params(self) -> bytes:
+        """What the map function gets besides."""
+        known = self.known
+        found = self.files.read(known.params) if isinstance(known.params, int) else known.params
+        kind, _, number = known.module.partition("_")
+        if known.spans or kind not in ("", "inline"):
+            # else it may be a repeated call: they are part of the answer
+            assert found == PARAMS[kind](int(number)), "the params of another call"
+        return found
+
+    def pieces(self) -> list[bytes | None]:
+        """What the map function gets, one after another, in the current task."""
+        _, _, _, digest, inline = self.current
+        data = inline if type(inline) is bytes else None
+        if data is None and digest is not None:
+            data = self.files.read(self.slices[digest])
+            assert sha256(data).hexdigest() == digest
+        if not self.known.spans:
+            return [data]
+        return list(codec.decode(codec.blob_segments(data)))
+
+    def answers(self, seconds: float, share: int) -> None:
+        """It ends its current task well."""
+        partials, pieces, params = self.known.partials, self.pieces(), self.params()
+        if self.known.spans:
+            done = pieces[: max(1, share)]
+            segments: list[Any] = [wire.SPAN.pack(len(done)), *map(bytes, codec.encode(done))]
+        elif partials is None:
+            segments = [pieces[0] if pieces[0] is not None else b"worker %d" % self.slot, params]
+        elif partials.parts is not None:
+            segments = partials.joined()
+        else:
+            segments = partials.mapped(str(partials._slice))
+        if segments:
+            self.said.append((self.ticket, True, seconds, segments))
+        elif partials is not None and partials.wait(self.ticket, seconds):
+            self._gives_out(partials)
+
+    def raises(self, what: str, seconds: float, share: int) -> None:
+        partials = self.known.partials
+        at: Any = share % len(self.pieces())
+        if partials is not None:
+            self._gives_out(partials)
+            if partials.parts is not None:
+                parts, partials.parts = partials.parts, None
+                at = parts[0][0], sum(count for _, count, _ in parts)
+        self.said.append((self.ticket, False, seconds, (what, "no", "its traceback", at)))
+
+    def _gives_out(self, partials: Partials | None) -> None:
+        """Answers that waited for others to be joined with."""
+        if partials is not None and partials.waiting:
+            ticket, seconds, segments = partials.give_out()
+            self.said.append((ticket, True, seconds, segments))
+
+    def close(self) -> None:
+        """It is dead: the system closes its files."""
+        held = [fd for _, fd in self.commands if fd is not None]
+        held += [one.params for one in self.calls.values() if isinstance(one.params, int)]
+        for fd in (*held, *self.slices.values()):
+            self.files.close(fd)
+
+
+class Remote:
+    """A host: its agent while it runs, and the one connection that the master has to it."""
+
+    def __init__(self, name: str, workers: int, clock: Any, files: Files, shelf: Shelf):
+        self.name, self.workers, self.clock = name, workers, clock
+        self.files, self.shelf = files, shelf
+        self.agent: Host | None = None
+        self.keeping: Any = None
+        self.processes: dict[int, Process] = {}
+        self.damage = 0  # so many of the next pieces of blobs arrive damaged
+        self.hasty = False  # workers begin with the next task before they see it withdrawn
+        self.number = 0  # of the connection
+        self.unnoticed: list[int] = []  # connections whose end the agent has not seen
+        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.to_agent: deque[bytes] = deque()
+        self.to_master: deque[bytes | None] = deque()  # None: the end of the connection
+        self.connected = False
+
+    def connect(self) -> None:
+        if self.agent is None:
+            self._start()
+        assert self.agent is not None
+        self.number += 1
+        self.connected = True
+        self.agent.now = self.clock.now
+        self.agent.master_opened(self.number)
+        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.to_agent, self.to_master = deque(), deque()
+
+    def _start(self) -> None:
+        agent = self.agent = Host(BUILD, PROJECT, self.workers, 900.0, self.clock.now)
+        agent.board = lambda number: self.processes[number].ticket
+
+        def from_thread(work: Callable[[], object]) -> None:
+            if self.agent is agent:
+                agent.now = self.clock.now
+                work()
+                self.settle()
+
+        store: Any = self.shelf
+        self.keeping = Shelving(store, agent, "", from_thread, self.settle, lambda text: None)
+
+    def cut(self) -> None:
+        """Nothing goes through any more; the agent has not noticed."""
+        self.to_agent.clear()
+        self.to_master.clear()
+        if self.connected:
+            self.unnoticed.append(self.number)
+            self.number += 1
+        self.connected = False
+
+    def notice(self) -> None:
+        """The agent sees what connections are no more."""
+        for number in self.unnoticed:
+            if self.agent is not None:
+                self.agent.master_closed(number)
+        self.unnoticed.clear()
+        self.settle()
+
+    def kill(self) -> None:
+        """The agent dies, and its workers."""
+        self._stop()
+        self.connected = False
+        self.unnoticed.clear()
+        self.to_agent.clear()
+        self.to_master.clear()
+        self.to_master.append(None)
+
+    def _stop(self) -> None:
+        for process in self.processes.values():
+            process.close()
+        self.processes.clear()
+        if self.agent is not None:
+            for fd in self.held():
+                self.files.close(fd)
+            for writer in self.keeping._writers.values():
+                writer.abort()
+            self.keeping.dead = True
+        self.agent = None
+        self.shelf.restart()
+
+    def held(self) -> list[int]:
+        """Descriptors that the agent holds."""
+        agent = self.agent
+        assert agent is not None
+        handles = [blob.handle for blob in agent._blobs.values()]
+        handles += [call.params_handle for call in agent._calls.values()]
+        return [handle.fd for handle in handles if handle is not None and handle.fd is not None]
+
+    def receive(self) -> None:
+        """One frame of the master arrives."""
+        data = self.to_agent.popleft()
+        if self.agent is None:
+            return
+        self.agent.now = self.clock.now
+        try:
+            for message in self.decoder.feed(data):
+                self.agent.heard(self.number)
+                self.agent.message(self.number, message)
+                if isinstance(message, wire.Hello):
+                    welcome = wire.Welcome(
+                        wire.VERSION, BUILD, "3.6.15", "CPython", "", 1, self.workers, self.workers,
+                        1 << 30, 1 << 30, self.name, [],
+                    )  # fmt: skip
+                    self.to_master.append(frame(welcome))
+        except wire.ProtocolError:
+            self.agent.master_closed(self.number)
+            self.to_master.append(None)
+        self.settle()
+
+    def tick(self) -> None:
+        if self.agent is not None:
+            self.agent.tick(self.clock.now)
+            self.settle()
+
+    def settle(self) -> None:
+        """Do what the agent's state wants done."""
+        while self.agent is not None and (actions := self.agent.actions()):
+            for action in actions:
+                if self.agent is not None:
+                    self._do(self.agent, action)
+
+    def _do(self, agent: Host, action: Any) -> None:
+        kind = type(action)
+        process = self.processes.get(getattr(action, "worker", 0))
+        if kind is records.Send:
+            if action.master == self.number:
+                self.to_master.append(frame(action.message))
+        elif kind is records.Close:
+            agent.master_closed(action.master)
+            if action.master == self.number:
+                self.to_master.append(None)
+        elif kind is records.Spawn:
+            slot = agent._workers[action.worker].slot
+            self.processes[action.worker] = Process(slot, self.files)
+        elif kind is records.Give and process is not None:
+            process.take(action.commands, action.fds)
+        elif kind is records.Repeat:
+            for number, ticket, digest, inline in action.given:
+                if number in self.processes:
+                    again = (worker.AGAIN, ticket, action.before, action.call, digest, inline,
+                             action.params)  # fmt: skip
+                    self.processes[number].take([again], [])
+        elif kind is records.Withdraw and process is not None:
+            after = process.next_ticket() if self.hasty else action.after
+            process.withdrawn = max(action.after, after), action.before
+        elif kind is records.Hand:
+            if action.master == self.number:
+                blocks = [[part.first, part.slices, len(part.segments)] for part in action.parts]
+                segments = [one for part in action.parts for one in part.segments]
+                combined = wire.Combined(action.call, action.slices, blocks, segments)
+                self.to_master.append(frame(combined))
+        elif kind is records.Interrupt and process is not None:
+            process.interrupted = process.current is not None
+            process.ending = process.ending or not process.interrupted
+        elif kind in (records.Kill, records.Retire) and process is not None:
+            process.ending = True
+        elif kind is records.Keep:
+            if self.damage:
+                self.damage -= 1
+                flipped = bytes([action.data[0] ^ 1])
+                action = action._replace(data=flipped + bytes(action.data[1:]))
+            self.keeping.keep(action)
+        elif kind in _BLOBS:
+            getattr(self.keeping, _BLOBS[kind])(action)
+        elif kind is records.Stop:
+            self._stop()
+
+    # --- its workers -----------------------------------------------------------------------
+
+    def busy(self) -> list[int]:
+        """Workers that have something to do: a task, or to end."""
+        return [
+            number
+            for number, process in self.processes.items()
+            if process.current is not None or process.ending
+        ]
+
+    def works(
+        self, number: int, how: str, seconds: float, share: int = 1 << 16, heard: bool = True
+    ) -> None:
+        """A worker ends what it works on. how: answer, raise, die, stillborn (before it began
+        anything). share: of how many of its pieces it gives an answer, or which of them raises.
+        heard: the agent hears of it at once."""
+        process = self.processes[number]
+        ends = process.ending or process.current is None
+        if ends or how == "die" or (how == "stillborn" and not process.said):
+            self._dies(number, process, 0 if how == "stillborn" else process.ticket)
+            return
+        if how == "raise" or process.interrupted:
+            what = "KeyboardInterrupt" if process.interrupted else "ValueError"
+            process.raises(what, seconds, share)
+        else:
+            process.answers(seconds, share)
+        process.current, process.interrupted = None, False
+        process.go_on()
+        if heard:
+            self.hears(number)
+
+    def _dies(self, number: int, process: Process, ticket: int) -> None:
+        assert self.agent is not None
+        self.hears(number)
+        if self.processes.pop(number, None) is None:
+            return
+        process.close()
+        self.agent.gone(number, None, 9, ticket, "last words", "")
+        self.settle()
+
+    def hears(self, number: int) -> None:
+        """The agent reads what a worker answered."""
+        agent, process = self.agent, self.processes[number]
+        if agent is not None and process.said:
+            agent.now = self.clock.now
+            for ticket, ok, seconds, payload in process.said:
+                agent.answered(number, ticket, ok, False, seconds, payload)
+            process.said.clear()
+            self.settle()
+
+    def hears_all(self) -> bool:
+        """Whether there was anything to hear."""
+        talking = [number for number, process in self.processes.items() if process.said]
+        for number in talking:
+            if number in self.processes:
+                self.hears(number)
+        return bool(talking)
+
+    def task_of(self, process: Process) -> Any:
+        """The agent's record of what a worker works on, if it is a task of this connection that
+        somebody still waits for."""
+        task = self.agent._tickets.get(process.ticket) if self.agent is not None else None
+        if task is None or task.state == records.OVER:
+            return None
+        return task if task.call.master.number == self.number else None
+
+
+_BLOBS = {
+    records.Look: "look",
+    records.Abandon: "abandon",
+    records.Spool: "spool",
+    records.Unpin: "unpin",
+}
