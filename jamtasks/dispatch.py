@@ -115,6 +115,8 @@ class Dispatcher:
         try:
             self._here.beat(self._began)  # before the first look, which may be the last one
             self._files.run(steps.publish_all())
+            with contextlib.suppress(Trouble):
+                self._files.tidy()
             outcome = self._loop()
             self._here.leave(outcome.counts)
             return outcome

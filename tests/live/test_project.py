@@ -21,6 +21,7 @@ from jamtasks import job_report, joblog, sweep
 from jamtasks.errors import JamError, ReduceError, UsageError
 from jamtasks.job_report import DispatchReport
 from jamtasks.project import Project
+from worker_payload import layout
 from worker_payload.jobs import files as job_files
 from worker_payload.jobs import lines, names, steps
 from worker_payload.jobs.names import Pod
@@ -498,3 +499,17 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_submission(project, monkeypatch
         project.submit("true", repeat=3)
     assert os.listdir(os.path.join(project.path, names.SUBMITTED)) == []
     assert project.status().queued == 0
+
+
+# --- litter --------------------------------------------------------------------------------------
+
+
+def test_a_dispatcher_removes_what_killed_processes_left(project, monkeypatch):
+    job_files.prepare(str(project.path))
+    left = Path(project.path) / names.CLAIMED / ("." + layout.aside("new"))
+    left.touch()
+    project.dispatch()
+    assert left.exists(), "its process may still live"
+    monkeypatch.setattr(job_files, "LITTER_SECONDS", -1.0)
+    project.dispatch()
+    assert not left.exists()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from worker_payload import layout
 from worker_payload.jobs import files, names, steps
 from worker_payload.jobs.files import Files, Full, Trouble
 from worker_payload.jobs.steps import Append, Create, List, Read, Rename, Sync
@@ -220,3 +222,47 @@ def test_submit_makes_all_visible_or_what_it_left_is_discarded(root):
     assert len(project.do(List(names.QUEUE))) == 20
     project.run(steps.discard("0123456789ac"))
     assert project.do(List(names.SUBMITTED)) == []
+
+
+# --- litter --------------------------------------------------------------------------------------
+
+
+class Aged(System):
+    """A file server whose clock is `ahead` of ours. ages: of files, in seconds, by their ends."""
+
+    def __init__(self, ahead: float, ages: dict[str, float]):
+        super().__init__()
+        self._ahead, self._ages = ahead, ages
+
+    def stat(self, path: str) -> Any:
+        age = next((age for end, age in self._ages.items() if path.endswith(end)), 0.0)
+        return System(st_ctime=os.stat(path).st_ctime + self._ahead - age)
+
+
+@pytest.mark.parametrize("ahead", [0.0, -1e7, 1e7])
+def test_litter_goes_when_it_is_more_than_a_day_old_by_the_servers_clock(root, ahead):
+    old, young = "." + layout.aside("new"), "." + layout.aside("new")
+    ages = {old: files.LITTER_SECONDS + 60, young: 80_000.0, "/a.tmp": 1e9, "/.mine": 1e9}
+    for folder in ("jobpods", "tails", "cuts", "jobqueue", ""):
+        for name in (old, young, "a.tmp", ".mine"):
+            (Path(root) / folder / name).write_text("x")
+    project = Files(root, Aged(ahead, ages))
+    assert project.tidy() == 5
+    for folder in ("jobpods", "tails", "cuts", "jobqueue", ""):
+        left = set(os.listdir(os.path.join(root, folder)))
+        assert {young, "a.tmp", ".mine"} <= left and old not in left
+        assert len([name for name in left if names.is_aside(name)]) == 1, "its own is left"
+    assert project.tidy() == 0
+
+
+def test_who_creates_and_finds_his_file_gone_has_done_nothing(root):
+    """As if he had died: the steps count with that."""
+
+    def link(source: str, target: str) -> None:
+        os.unlink(source)  # swept away, after he had been stopped for days
+        os.link(source, target)
+
+    project = Files(root, System(link=link))
+    with pytest.raises(Trouble):
+        project.do(Create("cuts/a", b"1"))
+    assert os.listdir(os.path.join(root, "cuts")) == []

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from worker_payload import layout
 from worker_payload.jobs import lines, names
 from worker_payload.jobs.lines import Cut, Plan, Result
 from worker_payload.jobs.names import Pod, Tail
@@ -135,6 +136,19 @@ def test_what_people_drop_is_never_ours(name):
     assert names.read_tail(name) is None
     if names.is_dropped(name):
         assert pod is None and not name.startswith(".")
+
+
+def test_files_that_were_to_become_others_are_known_by_their_names():
+    assert names.is_aside("." + layout.aside("new"))
+    assert names.is_aside("." + layout.aside("remote.conf"))
+    for name in (
+        "new.0123456789abcdef.tmp",
+        ".new.tmp",
+        ".a.swp",
+        ".0123456789abcdef.tmp",
+        "a.tmp",
+    ):
+        assert not names.is_aside(name)
 
 
 @pytest.mark.parametrize("name", [".hidden", "a.tmp", "a~", "a.swp", "a.part", ".a.swp"])

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional
 
 from worker_payload import layout
-from worker_payload.jobs import lines, names, steps
+from worker_payload.jobs import leases, lines, names, steps
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOLCK)
 PAUSES = (0.1, 0.5, 2.0)  # before what failed by something that passes is tried again, seconds
+LITTER_SECONDS = leases.LEASE + 86400.0  # after which a file that was to become another is nobody's
 SYNC_THREADS = 8  # a disk writes many files at once quicker than one after the other
 NETWORK = frozenset(
     "nfs nfs4 cifs smb smb2 smb3 smbfs lustre gpfs beegfs fhgfs ceph afs openafs 9p panfs orangefs"
@@ -189,6 +190,38 @@ class Files:
                 raise
 
         return self._tried(path, remove) or "gone"
+
+    def tidy(self):
+        # type: () -> int
+        """Removes what processes left that died within a Create; returns how many files. One that
+        lives after all, and goes on after more than a day, finds its file gone: for the steps
+        that is as if it had died there. Raises Full or Trouble."""
+        count = 0
+        for folder in ("", names.QUEUE, names.CLAIMED, names.CUTS, names.TAILS):
+            found = [name for name in self._list(folder) if names.is_aside(name)]
+            now = self._now(folder) if found else 0.0
+            for name in found:
+                path = os.path.join(folder, name)
+                changed = self._changed(path)
+                if changed is not None and now - changed > LITTER_SECONDS:
+                    count += self._remove(path)
+        return count
+
+    def _now(self, folder):
+        # type: (str) -> float
+        """The time there: clocks of a file server and its clients differ."""
+        path = os.path.join(folder, "." + layout.aside("now"))
+        try:
+            self._write(path, b"")
+            return self._changed(path) or 0.0
+        finally:
+            self._remove(path)
+
+    def _changed(self, path):
+        # type: (str) -> Optional[float]
+        """When, by the clock of who keeps the file; nobody can set that."""
+        found = self._tried(path, lambda: self._os.stat(self._top + path).st_ctime)
+        return None if found is None else float(found)
 
     # --- whole files -----------------------------------------------------------------------
 

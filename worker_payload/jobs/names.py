@@ -57,7 +57,14 @@ _TAIL_NAME = re.compile(
     r"(?P<child>%s)~(?P<jobs>[0-9]{1,9})~(?P<pod>%s)~(?P<attempt>[0-9]{1,6})~(?P<owner>%s)\Z"
     % (_POD, _POD, _OWNER)
 )
+_ASIDE = re.compile(r"\.[A-Za-z.]+\.[0-9a-f]{16}\.tmp\Z")  # layout.aside of a hidden name
 _EDITORS = (".tmp", "~", ".swp", ".part")
+
+
+def is_aside(name):
+    # type: (str) -> bool
+    """Whether this is a file that was to become another, by a link or rename."""
+    return _ASIDE.match(name) is not None
 
 
 class Pod(NamedTuple):
