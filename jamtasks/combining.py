@@ -63,8 +63,6 @@ class Combining(Scheduler):
 
     def again(self, given: Mapping[HostId, Iterable[int]], now: float) -> None:
         super().again(given, now)
-        self._kept.clear()
-        self._emptied.clear()
         self._untold.clear()
         self._told = {self._hosts[name] for name in given}
 

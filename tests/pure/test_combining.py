@@ -185,6 +185,20 @@ def test_at_the_end_hosts_that_keep_something_are_told_to_stop():
     assert sched.abandon() == [Cancel("a", ())]
 
 
+def test_in_a_call_that_is_repeated_only_those_that_take_part_answer_unasked():
+    sched = Combining(4)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    for host, tasks in assigned(sched.actions(0.0)).items():
+        keep_all(sched, host, tasks)
+        assert sched.block(host, tasks[0], 2)
+    sched.again({"a": range(4)}, 1.0)
+    assert sched.left == 4 and yields(sched.actions(1.0)) == set()
+    assert sched.killed("a", 0)
+    actions = sched.actions(1.0)
+    assert assigned(actions) == {"b": [0]} and yields(actions) == {"b"}
+
+
 class Keeping(RuleBasedStateMachine):
     """Hosts that keep, hand over, come and go, in any order: each slice is in the answer once."""
 

@@ -15,7 +15,7 @@ from test_tree import whole
 from worker_payload import kept, pool, wire
 from worker_payload import records as states
 from worker_payload.blobs import ATTEMPTS
-from worker_payload.kept import Kept, Part
+from worker_payload.kept import Join, Kept, Part
 from worker_payload.records import Give, Hand
 from worker_payload.tree import Tree, is_block
 from worker_payload.worker import BEGIN, PART
@@ -251,6 +251,21 @@ def test_files_are_closed_at_the_end_of_a_call_and_of_a_worker() -> None:
     assert spare and spare <= set(closed) and not agent.host._spare
 
 
+def test_a_join_is_given_alone() -> None:
+    """Its files might be too many for one message, with those of slices."""
+    agent = Combining(8, workers=1)
+    (call,) = agent.host._calls.values()
+    agent.host._enqueue_join(call, Join(4, 2, [Part(4, 1, 1, [b"x"], None)] * 2))
+    call.ready.rotate(-1)
+    call.ready.insert(1, call.ready.pop())  # slices came back before it
+    ((worker, (ticket,)),) = given_to(agent.first).items()
+    actions = agent.takes(worker, ticket, [(0, 1, b"x")], seconds=1e-5)
+    (slice_,) = parts_of(actions)
+    assert (slice_[3], slice_[-1]) == (1, False)
+    actions = agent.takes(worker, slice_[2], [(1, 1, b"x")], seconds=1e-5)
+    assert joins_of(actions) == parts_of(actions) != []
+
+
 def test_what_no_memory_takes_goes_to_the_master() -> None:
     agent = Combining(8, workers=1)
     agent.host.keep_bytes = 100
@@ -289,6 +304,9 @@ def test_a_reduce_that_raises_breaks_the_call() -> None:
     ((worker, (ticket,)),) = given_to(agent.first).items()
     actions = agent.answer(worker, ticket, ok=False, payload=("KeyError", "a", "tb", (0, 2)))
     assert sent(actions, wire.Broken) == [wire.Broken(1, 0, 2, "KeyError", "a", "tb")]
+    agent.say(1, wire.Yield(1))
+    actions = agent.ends(actions)
+    assert of(actions, Hand) == joins_of(actions) == sent(actions, wire.Broken) == []
 
 
 def test_a_slice_that_fails_is_a_failure_like_any_other() -> None:
@@ -387,6 +405,8 @@ def test_everything_is_joined_in_the_end_and_in_bounds(case, size):
     assert stock.size == total * size
     while joins := stock.take_joins():
         assert stock.joins >= set(joins)
+        at_rest = [part for _, pile in stock._tree.blocks.values() for part in pile]
+        assert stock.size == sum(part.size for part in at_rest)
         for join in joins:
             assert is_block(join.first, join.count, total)
             count, weight = len(join.parts), sum(part.size for part in join.parts)

@@ -69,7 +69,7 @@ def test_slices_of_a_hand_are_joined_and_answered_together(clock):
     ticket, seconds, answer = made.give_out()
     assert (ticket, seconds) == (13, 0.1), "the first: nobody can have taken it back"
     assert read(answer) == ([14, 15, 16, 17], {(3, 1): "3", (4, 4): "((45)(67))"})
-    assert not made.waiting
+    assert not made.waiting and made.at is None
     gets(made, 20, 0)
     assert read(made.mapped("0")) == ([], {(0, 1): "0"})
 
@@ -138,6 +138,18 @@ def test_small_answers_leave_the_file_empty(clock):
     assert read(made.mapped("x")) == ([], {(2, 1): "x"})
     assert os.fstat(ours).st_size == 0
     os.close(ours)
+
+
+def test_small_arrays_may_be_written_to_as_well(clock):
+    def reduce(a, b):
+        a += b
+        return a
+
+    made = worker(reduce=reduce)
+    parts = [(i, 1, [bytes(p) for p in codec.encode(numpy.full(3, 2.0**i))]) for i in range(4)]
+    gets(made, 1, -1, parts)
+    _, found = read(made.joined())
+    assert found[0, 4].tolist() == [15.0] * 3
 
 
 def test_files_are_joined_and_what_was_read_may_be_written_to(clock):
