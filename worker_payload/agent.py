@@ -18,7 +18,7 @@ from collections import deque
 from mmap import mmap
 from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
-from worker_payload import layout, limits, links, procs, records, shelf, template, wire
+from worker_payload import codec, layout, limits, links, procs, records, shelf, template, wire
 from worker_payload.channel import Channel
 from worker_payload.gate import Gate
 from worker_payload.host import CREDIT_SECONDS, Host
@@ -688,6 +688,16 @@ class Agent(object):
                 break  # answers come through the sockets then
             self._host.shelved(fd)
 
+    def _do_fill(self, action):
+        # type: (records.Fill) -> None
+        part = action.part
+        fd = shelf.make(self.run_dir.path)
+        if fd is not None and shelf.put(fd, codec.blob_parts(part.segments or [])):
+            part = part._replace(segments=None, fd=fd)
+        elif fd is not None:
+            os.close(fd)
+        self._host.filled(action.call, part)
+
     def _do_hand(self, action):
         # type: (records.Hand) -> None
         blocks, segments = [], []  # type: List[List[int]], List[Any]
@@ -823,6 +833,7 @@ _ACTIONS = {
     records.Prepare: Agent._do_prepare,
     records.Require: Agent._do_require,
     records.Shelve: Agent._do_shelve,
+    records.Fill: Agent._do_fill,
     records.Hand: Agent._do_hand,
     records.Spawn: Agent._do_spawn,
     records.Give: Agent._do_give,

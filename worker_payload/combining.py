@@ -12,7 +12,18 @@ from typing import Any, Dict, List, Optional, Tuple
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS, Blobs
 from worker_payload.kept import LARGE, Join, Kept, Part
-from worker_payload.records import HANDED, OVER, Call, Hand, Handle, Shelve, Task, Unpin, Worker
+from worker_payload.records import (
+    HANDED,
+    OVER,
+    Call,
+    Fill,
+    Hand,
+    Handle,
+    Shelve,
+    Task,
+    Unpin,
+    Worker,
+)
 
 REMEMBERED = 64  # map functions of which we know that their answers are large
 LOST = -1  # in place of a file that is not ours any more
@@ -103,12 +114,33 @@ class Combining(Blobs):
                     self._over(one)
                 row = [one.id, worker.slot, round(spent.get(one.id, 0.0), 6)]
                 kept.computed.append(row)
-            kept.add(part)
-            if part.size >= LARGE:
-                self._expect_large(call)
+            self._keep_part(call, part)
         if not worker.hand:
             self._drop_files(worker)
         return True
+
+    def _keep_part(self, call, part):
+        # type: (Call, Part) -> None
+        kept = call.combine
+        assert kept is not None
+        if part.size >= LARGE:
+            self._expect_large(call)
+            if part.fd is None:  # the worker had no file for it; whoever joins it needs one
+                kept.filling += 1
+                self._actions.append(Fill(call.serial, part))
+                return
+        kept.add(part)
+
+    def filled(self, serial, part):
+        # type: (int, Part) -> None
+        """A part is in a file now, or still as it was if there is none."""
+        call = self._calls.get(serial)
+        if call is None or call.combine is None or call.combine.broken:
+            self._drop_part(part)
+            return
+        call.combine.filling -= 1
+        call.combine.add(part)
+        self._stirred[call] = None
 
     def _parts(self, worker, blocks, payload):
         # type: (Worker, Any, Any) -> List[Part]
@@ -126,8 +158,7 @@ class Combining(Blobs):
     def _joined(self, worker, task, ok, payload):
         # type: (Worker, Task, bool, Any) -> bool
         """What came of a join, or of a task that failed."""
-        call, join, kept = task.call, task.join, task.call.combine
-        assert kept is not None
+        call, join = task.call, task.join
         parts = []  # type: List[Part]
         if ok and task.state != OVER:
             parts = self._parts(worker, marshal.loads(payload[0])[1], payload)
@@ -142,7 +173,7 @@ class Combining(Blobs):
         else:
             self._over(task)
         if ok:
-            kept.add(parts[0])
+            self._keep_part(call, parts[0])
         else:
             first, count = payload[3] or (join.first, join.count)  # type: ignore[union-attr]
             self._broken(call, first, count, payload[:3])
@@ -213,7 +244,7 @@ class Combining(Blobs):
             return
         if kept.large:
             self._order_files()
-        drained = kept.asked and len(call.tasks) == len(kept.joins)
+        drained = kept.asked and len(call.tasks) == len(kept.joins) and not kept.filling
         if drained or kept.worth_joining():
             for join in kept.take_joins():
                 self._enqueue_join(call, join)

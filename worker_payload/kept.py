@@ -45,6 +45,7 @@ class Kept(object):
         self.total = total
         self.computed = []  # type: List[List[Any]]  # slices of which the master has not been told
         self.joins = set()  # type: Set[Join]  # under way
+        self.filling = 0  # parts on their way into files
         self.asked = False  # the master wants answers whenever there is nothing to do
         self.large = False  # its answers are
         self.broken = False  # reduce raised, and what is kept is of no use

@@ -135,6 +135,13 @@ class Shelve(NamedTuple):
     files: int
 
 
+class Fill(NamedTuple):
+    """Put an answer into a file. Answer by filled."""
+
+    call: int
+    part: Part
+
+
 class Hand(NamedTuple):
     """Send a `Combined` with these parts, whose files may then be closed."""
 

@@ -188,17 +188,27 @@ LARGE = bytes(kept.LARGE)
 
 
 class Files(Combining):
-    """Where files are made for answers: descriptors 100, 101, …"""
+    """Where files are made for answers: descriptors 100, 101, …; or not."""
 
     made = 100
+    can = True
 
     def settle(self) -> list[Any]:
         new = super().settle()
-        for action in of(new, states.Shelve):
-            for _ in range(action.files):
-                self.host.shelved(self.made)
-                self.made += 1
-        return new + (super().settle() if of(new, states.Shelve) else [])
+        todo = [action for action in new if isinstance(action, (states.Shelve, states.Fill))]
+        for action in todo:
+            if isinstance(action, states.Fill):
+                part = action.part
+                part = part._replace(segments=None, fd=self.file()) if self.can else part
+                self.host.filled(action.call, part)
+            elif self.can:
+                for _ in range(action.files):
+                    self.host.shelved(self.file())
+        return new + (self.settle() if (todo and self.can) or of(todo, states.Fill) else [])
+
+    def file(self) -> int:
+        self.made += 1
+        return self.made
 
 
 def test_large_answers_pass_through_files() -> None:
@@ -218,9 +228,9 @@ def test_large_answers_pass_through_files() -> None:
     (give,) = of(actions, Give)
     assert unused in [*agent.host._spare, *give.fds]
     (join,) = joins_of(give)
-    assert [segments for _, _, segments in join[4]] == [[LARGE], [LARGE], None, [b"small"]]
+    assert [segments for _, _, segments in join[4]] == [None, None, None, [b"small"]]
     inputs, output = give.fds[:-1], give.fds[-1]
-    assert len(inputs) == 1 and join[5] is True
+    assert len(inputs) == 3 and join[5] is True
     rows = [(0, 4, len(LARGE), 0, join[2])]
     actions = agent.answer(worker, join[2], payload=[marshal.dumps(([], rows))])
     assert [action.handle.fd for action in of(actions, states.Unpin)] == inputs
@@ -228,6 +238,33 @@ def test_large_answers_pass_through_files() -> None:
     assert hand.parts == [Part(0, 4, len(LARGE), None, output)]
     again = agent.call([[0, None, None]], call=2, combine=1)
     assert parts_of(again)[0][5] is True, "it is known that its answers are large"
+
+
+def test_where_no_file_can_be_made_answers_stay_in_memory() -> None:
+    agent = Files(2, workers=1)
+    agent.can = False
+    agent.say(1, wire.Yield(1))
+    actions = agent.first
+    for index in range(2):
+        ((worker, (ticket,)),) = given_to(actions).items()
+        actions = agent.takes(worker, ticket, [(index, 1, LARGE)])
+    (join,) = joins_of(actions)
+    assert [segments for _, _, segments in join[4]] == [[LARGE], [LARGE]] and not join[5]
+
+
+def test_what_is_on_its_way_into_a_file_is_waited_for() -> None:
+    agent = Combining(1)
+    agent.say(1, wire.Yield(1))
+    ((worker, (ticket,)),) = given_to(agent.first).items()
+    actions = agent.takes(worker, ticket, [(0, 1, LARGE)])
+    (fill,) = of(actions, states.Fill)
+    assert of(actions, Hand) == []
+    agent.host.filled(fill.call, fill.part._replace(segments=None, fd=7))
+    (hand,) = of(agent.settle(), Hand)
+    assert hand.parts[0].fd == 7
+    agent.say(1, wire.End(1))
+    agent.host.filled(fill.call, fill.part._replace(segments=None, fd=8))
+    assert [action.handle.fd for action in of(agent.settle(), states.Unpin)] == [8]
 
 
 def test_files_are_closed_at_the_end_of_a_call_and_of_a_worker() -> None:
@@ -245,7 +282,7 @@ def test_files_are_closed_at_the_end_of_a_call_and_of_a_worker() -> None:
     agent.host.gone(worker, None, 9, ticket, "", "")
     assert of_worker in [action.handle.fd for action in of(agent.settle(), states.Unpin)]
     closed = [action.handle.fd for action in of(agent.say(1, wire.End(1)), states.Unpin)]
-    assert len([fd for fd in closed if fd is not None]) == 1, "what it kept"
+    assert len([fd for fd in closed if fd is not None]) == 3, "what it kept"
     spare = set(agent.host._spare)
     closed = [action.handle.fd for action in of(agent.at(100.0), states.Unpin)]
     assert spare and spare <= set(closed) and not agent.host._spare
