@@ -26,6 +26,7 @@ from worker_payload.records import (
 )
 
 REMEMBERED = 64  # map functions of which we know that their answers are large
+KEEP_SECONDS = 30.0  # that answers stay here: so much is lost with us
 LOST = -1  # in place of a file that is not ours any more
 
 
@@ -148,11 +149,12 @@ class Combining(Blobs):
         parts, position = [], 1
         for first, count, size, length, ticket in blocks:
             if ticket:
-                parts.append(Part(first, count, size, None, worker.files.pop(ticket, LOST)))
+                fd = worker.files.pop(ticket, LOST)
+                parts.append(Part(first, count, size, None, fd, self.now))
             else:
                 segments = payload[position : position + length]
                 position += length
-                parts.append(Part(first, count, size, segments, None))
+                parts.append(Part(first, count, size, segments, None, self.now))
         return parts
 
     def _joined(self, worker, task, ok, payload):
@@ -173,7 +175,7 @@ class Combining(Blobs):
         else:
             self._over(task)
         if ok:
-            self._keep_part(call, parts[0])
+            self._keep_part(call, parts[0]._replace(since=join.since))  # type: ignore[union-attr]
         else:
             first, count = payload[3] or (join.first, join.count)  # type: ignore[union-attr]
             self._broken(call, first, count, payload[:3])
@@ -245,13 +247,20 @@ class Combining(Blobs):
         if kept.large:
             self._order_files()
         drained = kept.asked and len(call.tasks) == len(kept.joins) and not kept.filling
+        joins, parts = [], []  # type: List[Join], List[Part]
+        before = self.now - KEEP_SECONDS
         if drained or kept.worth_joining():
-            for join in kept.take_joins():
-                self._enqueue_join(call, join)
+            joins = kept.take_joins()
+        elif kept.oldest < before:
+            joins = kept.take_joins(before)
+        for join in joins:
+            self._enqueue_join(call, join)
         if not kept.joins and (drained or kept.size > self.keep_bytes):
             parts = kept.take_all()
-            if parts:
-                self._hand_over(call, parts)
+        elif kept.oldest < before:
+            parts = kept.take_old(before)
+        if parts:
+            self._hand_over(call, parts)
         elif kept.computed and not kept.asked:  # the master waits for us to have done something
             self._tell_computed(call)
 
@@ -276,10 +285,13 @@ class Combining(Blobs):
 
     def _tick_combine(self):
         # type: () -> None
-        """Masters that wait for answers are told now and then how far we are."""
+        """Masters that wait for answers are told now and then how far we are, and get old ones."""
         for call in self._calls.values():
-            if call.combine is not None and call.combine.computed:
-                self._tell_computed(call)
+            if call.combine is not None:
+                if call.combine.computed:
+                    self._tell_computed(call)
+                if self.now - call.combine.oldest > KEEP_SECONDS:
+                    self._stirred[call] = None
 
     def _let_go(self, call):
         # type: (Call) -> None

@@ -14,20 +14,23 @@ JOIN_BYTES = 1 << 20  # that lie in piles are worth a worker's turn; more is for
 JOIN_PARTS = 256  # likewise
 FILES = 40  # descriptors that may come with the tasks that a worker is given, before it gets none
 # for its answers: together with their slices they have to fit into one message
+_NEVER = float("inf")
 
 
 class Part(NamedTuple):
-    """The answer for a block of slices: its segments, or a file that is the blob."""
+    """The answer for a block of slices: its segments, or a file that is the blob. since: when the
+    first of them came."""
 
     first: int
     slices: int
     size: int
     segments: Optional[List[Any]]
     fd: Optional[int]
+    since: float = 0.0
 
 
 class Join(object):
-    """What a worker is to join, in order. deaths: workers that died of it."""
+    """What a worker is to join, in order. deaths: workers that died of it. since: of its parts."""
 
     def __init__(self, first, count, parts):
         # type: (int, int, List[Part]) -> None
@@ -35,6 +38,7 @@ class Join(object):
         self.count = count
         self.parts = parts
         self.deaths = 0
+        self.since = min(part.since for part in parts)
 
 
 class Kept(object):
@@ -50,12 +54,14 @@ class Kept(object):
         self.large = False  # its answers are
         self.broken = False  # reduce raised, and what is kept is of no use
         self.size = 0  # bytes that are kept, without those that are being joined
+        self.oldest = _NEVER  # no part is older
         self._piled = self._pieces = 0  # bytes and parts in piles of several
         self._tree = Tree(total, self._pile)
 
     def add(self, part):
         # type: (Part) -> None
         self.size += part.size
+        self.oldest = min(self.oldest, part.since)
         self._tree.add(part.first, part.slices, [part])
 
     def _pile(self, left, right, first, count):
@@ -70,12 +76,12 @@ class Kept(object):
         # type: () -> bool
         return self._piled >= JOIN_BYTES or self._pieces >= JOIN_PARTS
 
-    def take_joins(self):
-        # type: () -> List[Join]
-        """All that can be joined; it is kept no longer."""
+    def take_joins(self, before=_NEVER):
+        # type: (float) -> List[Join]
+        """All that can be joined, or what of it came before this time; it is kept no longer."""
         found = []  # type: List[Join]
         for first, (count, pile) in list(self._tree.blocks.items()):
-            if len(pile) > 1:
+            if len(pile) > 1 and min(part.since for part in pile) < before:
                 del self._tree.blocks[first]
                 size = sum(part.size for part in pile)
                 self._piled -= size
@@ -100,11 +106,27 @@ class Kept(object):
             self._split(first, half, left, found)
             self._split(first + half, count - half, pile[len(left) :], found)
 
+    def take_old(self, before):
+        # type: (float) -> List[Part]
+        """Blocks that came before this time, as far as they are joined; they are kept no longer."""
+        found = []  # type: List[Part]
+        self.oldest = _NEVER
+        for first, (_, pile) in sorted(self._tree.blocks.items()):
+            since = min(part.since for part in pile)
+            if len(pile) == 1 and since < before:
+                del self._tree.blocks[first]
+                self.size -= pile[0].size
+                found += pile
+            else:
+                self.oldest = min(self.oldest, since)
+        return found
+
     def take_all(self):
         # type: () -> List[Part]
         """All parts, in order; none is kept any longer."""
         blocks, self._tree.blocks = self._tree.blocks, {}
         self.size = self._piled = self._pieces = 0
+        self.oldest = _NEVER
         return [part for first in sorted(blocks) for part in blocks[first][1]]
 
     def take_computed(self):

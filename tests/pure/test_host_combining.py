@@ -303,6 +303,26 @@ def test_a_join_is_given_alone() -> None:
     assert joins_of(actions) == parts_of(actions) != []
 
 
+def test_old_answers_go_to_the_master_so_that_little_is_lost_with_a_host() -> None:
+    agent = Combining(64, workers=1)
+    ((worker, (ticket,)),) = given_to(agent.first).items()
+    for index in range(5):
+        assert of(agent.at(10.0 * index), Hand) == []
+        actions = agent.takes(worker, ticket, [(index, 1, b"%d" % index)], seconds=10.0)
+        assert of(actions, Hand) == []
+        ((worker, (ticket,)),) = given_to(actions).items()
+        if joins_of(actions):
+            break
+    assert index == 4, "0 to 3 came within 30 s"
+    (join,) = joins_of(actions)
+    assert [first for first, _, _ in join[4]] == [0, 1, 2, 3]
+    (hand,) = of(agent.takes(worker, ticket, [(0, 4, b"0123")]), Hand)
+    assert [(part.first, part.slices) for part in hand.parts] == [(0, 4)]
+    (call,) = agent.host._calls.values()
+    assert list(call.combine._tree.blocks) == [4], "this one came later"
+    assert of(agent.at(60.0), Hand) == [] and of(agent.at(70.1), Hand), "without joining"
+
+
 def test_what_no_memory_takes_goes_to_the_master() -> None:
     agent = Combining(8, workers=1)
     agent.host.keep_bytes = 100
