@@ -137,6 +137,7 @@ def test_examples_as_modules(shell, name):
     code, out, err = shell.inv("map", f"examples.{name}")
     assert code == 0, err
     assert out
+    assert shell.inv("map", f"examples.{name}", "--combine")[:2] == (0, out)
 
 
 def test_char_count_of_a_glob(shell):
