@@ -1,13 +1,16 @@
 """30 hosts, each an sshd of its own, 2 workers each: a round over all of them, and connecting.
 
 The limits: a line to each of 30 `ssh host cat` and 30 lines back; 30 times `ssh host true`, 8 at a
-time. *cold*: hosts without payload and agent; *warm*: both are there.
+time. *cold*: hosts without payload and agent; *warm*: both are there. All hosts are this machine:
+what 30 hosts would do at the same time, a few CPUs do one after the other. So a round of 60 workers
+that answer a line in Python, without an agent and without jam, is shown as well.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,22 +29,28 @@ Start = Callable[[list[common.Host], ExitStack], common.Go]
 # --- a round -----------------------------------------------------------------------------------
 
 
-def cats(hosts: list[common.Host], stack: ExitStack) -> common.Go:
-    pipes = []
-    for host in hosts:
-        process = subprocess.Popen(
-            host.ssh("cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        stack.callback(common.end, process)
-        assert process.stdin is not None and process.stdout is not None
-        pipes.append((process.stdin.fileno(), process.stdout.fileno()))
+def echoes(command: str, each: int) -> Start:
+    """So many connections to each host, with a command that sends back what it gets."""
 
-    def go() -> int:
-        for out, _ in pipes:
-            os.write(out, b"4\n")
-        return sum(int(os.read(back, 100)) for _, back in pipes)
+    def start(hosts: list[common.Host], stack: ExitStack) -> common.Go:
+        pipes = []
+        for host in [host for host in hosts for _ in range(each)]:
+            process = subprocess.Popen(
+                host.ssh(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            )
+            stack.callback(common.end, process)
+            assert process.stdin is not None and process.stdout is not None
+            pipes.append((process.stdin.fileno(), process.stdout.fileno()))
+        line = b"%d\n" % (2 * WORKERS // each)
 
-    return go
+        def go() -> int:
+            for out, _ in pipes:
+                os.write(out, line)
+            return sum(int(os.read(back, 100)) for _, back in pipes)
+
+        return go
+
+    return start
 
 
 def jam(transport: str) -> Start:
@@ -123,10 +132,14 @@ def main() -> None:
             | {f"jam, {how}, warm hosts": connecting(how, False) for how in both},
             REPEAT, 1,
         )  # fmt: skip
-        echoes: dict[str, Start] = {f"{HOSTS} × `ssh host cat` (limit)": cats}
+        lines = f"exec {sys.executable} -c 'import os\nwhile os.write(1, os.read(0, 100)): pass'"
+        limits: dict[str, Start] = {
+            f"{HOSTS} × `ssh host cat` (limit)": echoes("exec cat", 1),
+            f"{HOSTS * WORKERS} × `ssh host python`, no jam (limit)": echoes(lines, WORKERS),
+        }
         race(
             f"A round over {HOSTS} hosts of {WORKERS} workers", "ms", 1e3, hosts,
-            echoes | {f"jam, {how}": jam(how) for how in both},
+            limits | {f"jam, {how}": jam(how) for how in both},
             ROUNDS, BURST, lambda value: value == 4 * HOSTS,
         )  # fmt: skip
 
