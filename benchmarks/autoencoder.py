@@ -22,7 +22,7 @@ from jamtasks import DataSet, Master
 from . import common, peers
 
 ITERATIONS, BURST = 80, 10
-SECONDS = 1.5  # that one contender may take of a race
+SECONDS = 1.0  # that one contender may take of a race
 WORKERS = (1, 4, 16)
 PATCHES = (1_000, 10_000, 100_000)
 Patches = dict[int, numpy.ndarray]  # by how many there are

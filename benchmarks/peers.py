@@ -416,9 +416,8 @@ class Pipes:
         self._processes = []
         for _ in range(workers):
             process = subprocess.Popen(
-                [host.python, "-c", _PIPES], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                start_new_session=True,  # as at the end of an SSH connection: same share of CPUs
-            )  # fmt: skip
+                [host.python, "-c", _PIPES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
             stack.callback(_end, process)
             self._processes.append(process)
 

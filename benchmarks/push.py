@@ -27,8 +27,8 @@ from . import common, peers, summing
 
 MEGABYTES = 256
 WORKERS, SLICES = 4, 8
-REPEAT, AGAIN = 5, 40
-SECONDS = 8.0  # that one contender may take of a race, if it is to run more than once
+REPEAT, AGAIN = 4, 40
+SECONDS = 6.0  # that one contender may take of a race, if it is to run more than once
 LINGER = 0.5  # seconds that data is held, so that memory can be looked at
 
 
