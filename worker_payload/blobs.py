@@ -212,26 +212,29 @@ class Blobs(Pool):
             self._unqueue(task)
         elif task.state == HANDED and task.worker is not None:
             self._take_back(task)
-        self._close(task)
-
-    def _close(self, task):
-        # type: (Task) -> None
-        """Nobody waits for it any longer; it stays in hand, if it is in one."""
         task.state = OVER
         task.call.tasks.pop(task.id, None)
         if task.digest is not None:
             self._unneed(task.digest, waiter=task)
-        if task.call.combine is not None:
-            self._stirred[task.call] = None
+
+    def _close(self, task):
+        # type: (Task) -> None
+        """Nobody waits for it any longer, but it stays in hand, so that we know when its worker is
+        through with it."""
+        task.state = OVER
+        task.call.tasks.pop(task.id, None)
+        if task.digest is not None:
+            self._unneed(task.digest, waiter=task)
 
     def _cancel(self, task):
         # type: (Task) -> None
         worker = task.worker
+        if task.call.combine is not None:
+            self._stirred[task.call] = None
         if worker is not None and worker.dying is None:
             self._condemn(worker)
             self._actions.append(Interrupt(worker.number))
         if worker is not None:
-            # stays in hand, so that we know when the interrupted call is through
             self._close(task)
         else:
             self._over(task)

@@ -367,6 +367,8 @@ class Host(Combining):
             if task is not None and task.state in (WAITING, QUEUED):
                 self._over(task)
                 given.append(id_)
+        if call is not None and call.combine is not None:
+            self._stirred[call] = None
         self._send(master, wire.Revoked(message.call, given))
 
     def _on_cancel(self, master, message):
@@ -506,6 +508,8 @@ class Host(Combining):
                 self._take_back(task)
             elif task is culprit and worker.dying is None:
                 needed = task.call
+                if task.call.combine is not None:
+                    self._stirred[task.call] = None
                 if task.join is not None:
                     self._lost_join(task, exit_, signal, stderr, note)
                     continue

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_host import CODE_DIGEST, Agent, of, sent
+from test_host import CODE_DIGEST, SLICE, Agent, of, sent
 from test_host import given as given_to
 from test_tree import whole
 
@@ -22,7 +22,7 @@ from worker_payload.worker import BEGIN, PART
 
 
 class Combining(Agent):
-    """An agent with one call of so many slices, none of which needs data, and some of them."""
+    """An agent with one call of so many slices, none of which needs data, and some tasks of it."""
 
     def __init__(self, total: int, workers: int = 2, slices: Any = None, **options: Any):
         super().__init__(workers=workers)
@@ -123,6 +123,20 @@ def test_the_last_task_given_back_lets_the_rest_go() -> None:
     ((worker, (ticket,)),) = list(given_to(agent.done[-1:]).items())
     agent.host.gone(worker, None, 9, ticket, "", "")
     assert of(agent.settle(), Hand), "its task goes back to the master, and nothing is left"
+
+
+def test_what_goes_elsewhere_in_the_end_lets_the_rest_go() -> None:
+    agent = Combining(2, workers=1, slices=[0])
+    del agent.store[SLICE]
+    agent.say(1, wire.Task(1, [[1, SLICE, None]]), wire.Yield(1))
+    assert of(agent.ends(agent.first), Hand) == [], "1 waits for its data"
+    assert of(agent.say(1, wire.Revoke(1, [1])), Hand)
+    agent = Combining(2, workers=1, timeout=5)
+    agent.say(1, wire.Yield(1))
+    ((worker, (ticket,)),) = given_to(agent.first).items()
+    assert of(agent.takes(worker, ticket, [(0, 1, b"x")]), Hand) == []
+    actions = agent.at(5.1)
+    assert sent(actions, wire.Lost) and of(actions, Hand), "1 takes too long"
 
 
 def test_tiny_tasks_are_given_in_whole_blocks() -> None:
@@ -478,6 +492,19 @@ def test_everything_is_joined_in_the_end_and_in_bounds(case, size):
     assert not stock.worth_joining()
     (part,) = stock.take_all()
     assert part.segments == [whole(total)] and stock.size == 0
+
+
+def test_what_is_old_is_joined_and_taken_without_the_rest() -> None:
+    stock = Kept(64)
+    for index, since in enumerate([0.0, 3.0, 4.0, 4.0, 5.0]):
+        stock.add(Part(2 * index, 1, 8, [b""], None, since))
+        stock.add(Part(2 * index + 1, 1, 8, [b""], None, since))
+    assert stock.oldest == 0.0
+    (join,) = stock.take_joins(4.0)
+    assert (join.first, join.count, join.since) == (0, 8, 0.0), "with what it is a block with"
+    assert stock.take_old(9.0) == [] and stock.oldest == 5.0, "not joined yet"
+    stock.add(Part(0, 8, 8, [b""], None, join.since))
+    assert [part.first for part in stock.take_old(4.0)] == [0] and stock.size == 16
 
 
 def test_few_large_answers_are_joined_at_once_and_small_ones_when_there_are_many() -> None:
