@@ -7,6 +7,7 @@ time. Counted is the CPU time of every process that belongs to one: master, ssh,
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -68,6 +69,8 @@ def begin(what: str, host: common.Host, stack: ExitStack) -> subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-c", code, what, *map(str, host.where)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stderr=None if what in OURS else subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(host.folder)},  # what it leaves there goes with the host
     )  # fmt: skip
     stack.callback(_end, process)
     return process
@@ -124,7 +127,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.close()
     try:
-        process.wait(15)
+        process.wait(30)
     except subprocess.TimeoutExpired:
         for pid in sshd.descendants(process.pid):
             sshd.kill(pid)
