@@ -694,8 +694,9 @@ def test_F8_fire_on_each_host(shared):
 
 def test_F8_drain_lets_jobs_end(jam):
     jam.ok("hire", "1")
+    # the first job is still at work when the worker is told, however busy this machine is
     jam.ok(
-        "submit", "--exe", "sh -c 'touch here$1; sleep 1; echo $1 >> got' sh", "--parameters", "1,2"
+        "submit", "--exe", "sh -c 'touch here$1; sleep 6; echo $1 >> got' sh", "--parameters", "1,2"
     )
     wait_until((jam.folder / "here1").exists, "it runs", SOON)
     jam.ok("fire", "--drain")
