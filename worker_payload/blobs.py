@@ -198,6 +198,8 @@ class Blobs(Pool):
         # type: (Call) -> None
         if call.combine is not None:
             self._let_go(call)
+        if self._haunted:
+            self._end_ghosts(call)
         for task in list(call.tasks.values()):
             self._cancel(task)
 

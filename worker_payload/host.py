@@ -503,6 +503,13 @@ class Host(Combining):
                 culprit = next(iter(worker.hand.values()))
                 slot.stillborn = 0
         needed = None
+
+        def lose(task):
+            # type: (Task) -> None
+            self._over(task)
+            self._send(task.call.master, wire.Lost(task.call.id, task.id, worker.slot, exit_,
+                                                   signal, stderr, note))  # fmt: skip
+
         for task in reversed(list(worker.hand.values())):
             if task.state == OVER:
                 self._take_back(task)
@@ -513,12 +520,14 @@ class Host(Combining):
                 if task.join is not None:
                     self._lost_join(task, exit_, signal, stderr, note)
                     continue
-                self._over(task)
-                self._send(task.call.master, wire.Lost(task.call.id, task.id, worker.slot, exit_,
-                                                       signal, stderr, note))  # fmt: skip
+                lose(task)
             else:
                 needed = task.call
                 self._again(task)
+        ghost = worker.withdrawn.get(ticket)
+        if ghost is not None and ghost.task.state == QUEUED and worker.dying is None:
+            lose(ghost.task)  # else another has it now, and will tell
+        self._haunted.pop(number, None)
         if needed is not None and self._fit(slot, needed) is None:
             self._spawn(slot, needed.master.key)
 
@@ -538,6 +547,7 @@ class Host(Combining):
                 master.said = now
                 self._send(master, wire.Beat())
         self._tiny = False
+        self._tick_ghosts()
         for worker in list(self._workers.values()):
             self._tiny = self._tiny or len(worker.hand) > 1
             self._tick_worker(worker, now)

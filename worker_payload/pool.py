@@ -14,8 +14,10 @@ from worker_payload.records import (
     QUEUED,
     Blob,
     Call,
+    Ghost,
     Give,
     Handle,
+    Interrupt,
     Key,
     Kill,
     Master,
@@ -60,6 +62,7 @@ class Pool(object):
         self._blobs = {}  # type: Dict[str, Blob]
         self._idle_blobs = OrderedDict()  # type: OrderedDict[str, Blob]
         self._tickets = {}  # type: Dict[int, Task]
+        self._haunted = {}  # type: Dict[int, Worker]  # that may have begun what was taken back
         self._stirred = OrderedDict()  # type: OrderedDict[Call, None]  # of calls that combine
         self._spare = []  # type: List[int]  # empty files for answers
         self._serial = 0
@@ -177,12 +180,49 @@ class Pool(object):
     def _withdraw(self, worker):
         # type: (Worker) -> None
         """Take back what it has not begun. If it just did after all, that task is done twice."""
-        current = self._current(worker)
+        ghost = self._ghost(worker)
+        current = ghost.ticket if ghost is not None else self._current(worker).ticket
+        worker.withdrawn = {} if ghost is None else {current: ghost}
         for task in reversed(list(worker.hand.values())):
-            if task.ticket > current.ticket and task.state == HANDED:
+            if task.ticket > current and task.state == HANDED:
+                worker.withdrawn[task.ticket] = Ghost(task.ticket, task)
                 task.call.estimate = max(task.call.estimate or 0.0, STUCK_AFTER)
                 self._again(task)
-        self._actions.append(Withdraw(worker.number, current.ticket, self._new()))
+        if worker.withdrawn:
+            self._haunted[worker.number] = worker
+        self._actions.append(Withdraw(worker.number, current, self._new()))
+
+    def _ghost(self, worker):
+        # type: (Worker) -> Optional[Ghost]
+        """What was taken back from a worker, and it works on all the same: it had just begun."""
+        if not worker.withdrawn or self.board is None:
+            return None
+        return worker.withdrawn.get(self.board(worker.number))
+
+    def _tick_ghosts(self):
+        # type: () -> None
+        """Workers that work on something else than what is in their hand get nothing more, and what
+        waits there goes elsewhere."""
+        for worker in list(self._haunted.values()):
+            if worker.dying is None and self._ghost(worker) is not None:
+                self._tiny = True  # look again before long
+                if worker.hand:
+                    self._withdraw(worker)
+                continue
+            # it has seen what was taken back, or has ended what it had begun
+            worker.withdrawn = {}
+            del self._haunted[worker.number]
+            self._changed = True
+
+    def _end_ghosts(self, call):
+        # type: (Call) -> None
+        for worker in list(self._haunted.values()):
+            ghost = self._ghost(worker)
+            if ghost is not None and ghost.task.call is call and worker.dying is None:
+                for task in list(worker.hand.values()):
+                    self._again(task)
+                self._condemn(worker)
+                self._actions.append(Interrupt(worker.number))
 
     def _current(self, worker):
         # type: (Worker) -> Task
@@ -220,6 +260,8 @@ class Pool(object):
         whose turn is longest ago."""
         busy = slot.busy
         if busy is not None and not warm:
+            return
+        if self._haunted and any(self._ghost(worker) is not None for worker in slot.workers):
             return
         masters = [m for m in self._masters.values() if slot.index < m.workers]
         if len(masters) > 1:

@@ -233,6 +233,13 @@ class Task(object):
         self.join = None  # type: Optional[Join]
 
 
+class Ghost(NamedTuple):
+    """A task under a ticket under which it was taken back."""
+
+    ticket: int
+    task: Task
+
+
 class Worker(object):
     def __init__(self, number, slot, key, now):
         # type: (int, int, Key, float) -> None
@@ -246,6 +253,7 @@ class Worker(object):
         self.hand = OrderedDict()  # type: OrderedDict[int, Task]
         self.files = {}  # type: Dict[int, int]  # for answers, by ticket
         self.since = now  # when the first task in hand came to be first, or the hand empty
+        self.withdrawn = {}  # type: Dict[int, Ghost]  # what was just taken back, by ticket
         self.released = True
         self.dying = None  # type: Optional[float]
         self.killed = False

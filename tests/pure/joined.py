@@ -21,6 +21,7 @@ from shelves import INLINE, Files, Shelf, Threads
 from jamtasks import engine as engine_module
 from jamtasks import feeding
 from jamtasks import link as link_module
+from jamtasks import session as session_module
 from jamtasks import spans as spans_module
 from jamtasks.combining import Combining
 from jamtasks.engine import Call, Engine
@@ -36,7 +37,8 @@ from worker_payload import partials as partials_module
 
 AHEAD = 50  # items of a Master.map under way beyond the one that is waited for
 SPAN_BYTES = 600  # in a task; a longer span travels as a blob
-LARGE = 7  # every so many slices one is larger
+LARGE = 3  # every so many slices one is larger, and travels in pieces, and alone
+PIECE = 2000  # bytes of a blob that travel at a time
 KINDS = ("slices", "spans", "map", "unordered map", "pinned", "combined", "tiny combined")
 REPEATABLE = ("slices", "pinned", "combined")
 
@@ -53,8 +55,9 @@ class Clock:
         return self.now
 
 
-def content(call: int, index: int) -> bytes:
-    return b"slice %d of %d" % (index, call) + b"." * (100 * (index % LARGE == LARGE - 1))
+def content(call: int, index: int, kind: str) -> bytes:
+    large = kind in ("slices", "combined") and index % LARGE == LARGE - 1
+    return b"slice %d of %d" % (index, call) + b"." * (5000 * large)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class World:
             (keeping, "limits", SimpleNamespace(memory_free=lambda: self.memory)),
             (keeping, "INLINE", INLINE),
             (host_module, "PARAMS_INLINE", INLINE),
+            (wire, "CHUNK", PIECE),
+            (session_module, "BURST", 1),
             (spans_module, "BYTES", SPAN_BYTES),
             (feeding, "BYTES", SPAN_BYTES),
         ):
@@ -162,7 +167,7 @@ class World:
         if pinned:
             count = sum(link.workers for link in ready)
         self.kind, self.count, self.room, self.how = kind, count, room, params
-        self.contents = {content(number, index): index for index in range(count)}
+        self.contents = {content(number, index, kind): index for index in range(count)}
         self.homes = [(link.label, slot) for link in ready for slot in range(link.workers)]
         self.params = PARAMS[params](number)
         self._fold()
@@ -181,7 +186,7 @@ class World:
                 (CODE, 4, lambda: [b"code"]),
                 *([(digest, len(value), lambda: [value])] if digest else []),
             ],
-            slice_of=None if pinned or spans else lambda i: Slice(content(number, i)),
+            slice_of=None if pinned or spans else lambda i: Slice(content(number, i, kind)),
             scheduler=Combining(count) if combine else scheduler,
             requires=(),
             needs_numpy=False,
@@ -190,7 +195,7 @@ class World:
         )
         if spans:
             call.spans = Spans(count if kind == "spans" else None)
-            self.items = feeding.Items(content(number, index) for index in range(count))
+            self.items = feeding.Items(content(number, index, kind) for index in range(count))
             self.feed = feeding.Feeder(self.engine, call, self.items.encode)
             if "map" in kind:
                 self.feed.limit(AHEAD)
@@ -263,7 +268,10 @@ class World:
         def decode(segments: Sequence[Any]) -> list[bytes]:
             piece, params = map(bytes, segments)
             # a worker without data does not know which call it is; its answer was looked at above
-            return [content(self.first, index) if self.kind == "pinned" else piece, params]
+            return [
+                content(self.first, index, self.kind) if self.kind == "pinned" else piece,
+                params,
+            ]
 
         return decode
 

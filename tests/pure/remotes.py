@@ -25,7 +25,7 @@ PARAMS = {  # how they travel -> what they are, for a call
     "spooled": lambda call: b"params that take a file of call %d" % call,
     "blob": lambda call: b"params in a blob of call %d" % call,
     "shared": lambda call: b"params that are the same for all calls",
-    "long": lambda call: b"params in many pieces, of call %5d" % call * 2000,
+    "long": lambda call: b"params in many pieces, of call %5d" % call * 250,
 }
 
 
@@ -75,10 +75,6 @@ class Process:
             self.commands.append((command, files.popleft() if has_file else None))
         assert not files, "a file that no command asks for"
         self.go_on()
-
-    def next_ticket(self) -> int:
-        """Of the task behind the current one."""
-        return next((c[1] for c, _ in self.commands if c[0] == worker.TASK), 0)
 
     def go_on(self) -> None:
         """Up to the next task, which it begins."""
@@ -202,7 +198,7 @@ class Remote:
         self.keeping: Any = None
         self.processes: dict[int, Process] = {}
         self.damage = 0  # so many of the next pieces of blobs arrive damaged
-        self.hasty = False  # workers begin with the next task before they see it withdrawn
+        self.hasty = False  # workers go on to the next task just before they see it withdrawn
         self.number = 0  # of the connection
         self.unnoticed: list[int] = []  # connections whose end the agent has not seen
         self.decoder = wire.Decoder(wire.FROM_MASTER)
@@ -336,8 +332,11 @@ class Remote:
                              action.params)  # fmt: skip
                     self.processes[number].take([again], [])
         elif kind is records.Withdraw and process is not None:
-            after = process.next_ticket() if self.hasty else action.after
-            process.withdrawn = max(action.after, after), action.before
+            if self.hasty and process.current is not None and not process.interrupted:
+                process.answers(1e-5, 1 << 16)
+                process.current = None
+                process.go_on()
+            process.withdrawn = action.after, action.before
         elif kind is records.Hand:
             if action.master == self.number:
                 blocks = [[part.first, part.slices, len(part.segments)] for part in action.parts]

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from joined import KINDS, REPEATABLE, World, content
+from joined import AHEAD, KINDS, REPEATABLE, World, content
 from remotes import PARAMS
 from test_treefold import without
 
@@ -20,15 +20,29 @@ from jamtasks.session import OF_A_CALL
 from worker_payload import wire
 
 STEPS = 60  # per example
-EXAMPLES = 4500 if os.environ.get("JAM_LONG_TESTS") else 200  # 200,000 steps: 150 s of a CPU
+EXAMPLES = 4200 if os.environ.get("JAM_LONG_TESTS") else 200  # 200,000 steps: 150 s of a CPU
 ROUNDS = 600  # until a run must have ended, once nothing breaks any more
 
 MANY = 20  # times as many slices, where they travel many at a time
 WELL = ["answer"] * 12
+LIFE = [*WELL, *WELL, *["die"] * 6, "raise"]
 PICKS = st.integers(0, 1 << 16)
+POISON = st.sampled_from([None, None, None, 1, 50, 333])
 AMPLE = (1 << 30, 1 << 30)
-TIGHT = [(200, 300), (60, 60), (0, 150), (1 << 30, 0)]  # bytes that a host keeps
-BREAKS = ["cut", "freeze", "kill", "damage", "notice", "leave", "rot", "full", "memory", "stop"]
+TIGHT = [(20_000, 10_000), (6000, 6000), (0, 15_000), (1 << 30, 0)]  # bytes that a host keeps
+BREAKS = ["cut", "freeze", "kill", "damage", "notice", "leave", "rot", "full", "memory"]
+
+
+CALLS = st.fixed_dictionaries(
+    {
+        "count": st.sampled_from([1, 3, 8, 20, 60]),
+        "kind": st.sampled_from(KINDS),
+        "speculate": st.booleans(),
+        "keep_going": st.booleans(),
+        "room": st.sampled_from([1 << 20, 1 << 20, 1 << 20, 60]),
+        "params": st.sampled_from(sorted(PARAMS)),
+    }
+)
 
 
 def kind_of(frame):
@@ -43,12 +57,18 @@ class Faults(RuleBasedStateMachine):
         unruly=st.booleans(),
         room=st.sampled_from([AMPLE, AMPLE, *TIGHT]),
         chosen=st.booleans(),
+        full=st.sampled_from([-1, -1, -1, 0, 1]),
+        call=CALLS,
+        poison=POISON,
     )
-    def start(self, workers, unruly, room, chosen):
+    def start(self, workers, unruly, room, chosen, full, call, poison):
         self.set_up(workers, unruly, room, chosen)
+        self.world.remotes["a"].shelf.full = full
+        self.ample = self.ample and full < 0
+        self.begin(call, poison)
 
     def set_up(self, workers, unruly, room=AMPLE, chosen=False):
-        self.poison = False
+        self.poison = None
         self.unruly = unruly  # frames are also doubled and swapped, which no channel does
         self.ample = room == AMPLE  # until something goes wrong with a store
         self.world = World(dict(zip("abc", workers, strict=True)), room, chosen=chosen)
@@ -59,30 +79,16 @@ class Faults(RuleBasedStateMachine):
     # --- calls -----------------------------------------------------------------------------
 
     @precondition(lambda self: self.world.call is None)
-    @rule(
-        kind=st.sampled_from(KINDS),
-        count=st.sampled_from([1, 3, 8, 20, 60]),
-        speculate=st.booleans(),
-        keep_going=st.booleans(),
-        room=st.sampled_from([1 << 20, 1 << 20, 1 << 20, 60]),
-        params=st.sampled_from(sorted(PARAMS)),
-        poison=st.booleans(),
-    )
-    def begin(self, kind, count, speculate, keep_going, room, params, poison):
-        """poison: slice 1 kills every worker that works on it."""
+    @rule(call=CALLS, poison=POISON)
+    def begin(self, call, poison):
+        """poison: this slice kills every worker that works on it."""
         self.poison = poison
         if any(self.world.is_ready(name) for name in self.world.remotes):
-            self.world.begin(
-                count * (MANY if "map" in kind or kind == "spans" else 1),
-                kind=kind,
-                speculate=speculate,
-                keep_going=keep_going,
-                room=room,
-                params=params,
-            )
+            many = MANY if "map" in call["kind"] or call["kind"] == "spans" else 1
+            self.world.begin(**{**call, "count": many * call["count"]})
 
     @precondition(lambda self: self.world.call is None and self.world.engine._last is not None)
-    @rule(poison=st.booleans())
+    @rule(poison=POISON)
     def repeat(self, poison):
         if self.world.repeat():
             self.poison = poison
@@ -107,11 +113,14 @@ class Faults(RuleBasedStateMachine):
     def arrives(self, pick, count):
         for _ in range(count):
             if found := self.channels():
-                name, way = found[pick % len(found)]
-                if way == "in":
-                    self.world.remotes[name].receive()
-                else:
-                    self.world.to_master(name)
+                self.passes(*found[pick % len(found)])
+
+    def passes(self, name, way):
+        """One frame."""
+        if way == "in":
+            self.world.remotes[name].receive()
+        else:
+            self.world.to_master(name)
 
     def busy(self):
         return [
@@ -136,9 +145,24 @@ class Faults(RuleBasedStateMachine):
 
     def work(self, remote, number, how, seconds, share=1 << 16, heard=True):
         process = remote.processes[number]
-        if self.poison and 1 in self.world.slices_of(remote, process):
+        if self.poison is not None and self.poison in self.world.slices_of(remote, process):
             how = "die"
         remote.works(number, how, seconds, share, heard)
+
+    @rule(seed=PICKS, deadly=st.booleans())
+    def goes_on(self, seed, deadly):
+        """A while of ordinary life, and perhaps of deaths, in some order."""
+        world, chance = self.world, random.Random(seed)
+        for _ in range(20):
+            what = chance.random()
+            if what < 0.5 and (channels := self.channels()):
+                self.passes(*chance.choice(channels))
+            elif what < 0.9 and (busy := self.busy()):
+                how = chance.choice(LIFE if deadly else WELL)
+                seconds, share = chance.choice([1e-5, 1e-5, 1e-3]), chance.choice([1, 5, 1 << 16])
+                self.work(*chance.choice(busy), how, seconds, share, chance.random() < 0.8)
+            else:
+                world.pass_time(chance.choice([0.001, 0.02, 0.02, 0.3]))
 
     @rule()
     def agents_hear(self):
@@ -182,15 +206,19 @@ class Faults(RuleBasedStateMachine):
             if world.is_ready(name) and world.call is not None:
                 world.call.scheduler.retire_host(name)
                 world.act()
-        elif what == "stop":
-            if world.call is not None and pick & 8:  # Ctrl-C, or the iterator was closed
-                world.end()
         elif what == "kill":
             remote.kill()
         elif world.session(name) is not None:
             remote.cut()  # frozen: the master has not noticed, and goes on sending
             if what == "cut":
                 world.lose(name)
+
+    @precondition(lambda self: self.world.call is not None)
+    @rule(really=st.sampled_from([False, False, True]))
+    def stops(self, really):
+        """Ctrl-C, or somebody closed the iterator."""
+        if really:
+            self.world.end()
 
     @precondition(lambda self: self.unruly)
     @rule(pick=PICKS, double=st.booleans())
@@ -232,6 +260,8 @@ class Faults(RuleBasedStateMachine):
         if world is None or world.call is None or world.call.settled or world.call.round:
             return
         call, sched = world.call, world.call.scheduler
+        if "map" in world.kind:
+            assert call.spans.cut <= world.order.next + AHEAD, "it reads too far ahead"
         assert not call.hungry or not sched.workers, "spans are not made"
         if call.head_only is None and sched.unassigned:
             for host in sched._hosts.values():
@@ -290,7 +320,7 @@ class Faults(RuleBasedStateMachine):
             return
         failed = {failure.slice for failure in call.failures}
         assert call.keep_going or not failed
-        good = [content(world.first, i) for i in range(world.count) if i not in failed]
+        good = [content(world.first, i, world.kind) for i in range(world.count) if i not in failed]
         assert sorted(world.used) == list(range(world.count))
         if call.combining is not None:
             if good:
@@ -376,7 +406,7 @@ class Rounds(Faults):
 
     def go_well(self, count, kind):
         world = self.world
-        self.poison = False
+        self.poison = None
         for name, remote in world.remotes.items():
             remote.damage = 0
             remote.notice()
@@ -402,7 +432,7 @@ class Rounds(Faults):
     @rule()
     def repeat_well(self):
         if self.world.repeat():
-            self.poison = False
+            self.poison = None
             self.go_on_well()
 
 

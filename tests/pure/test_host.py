@@ -320,6 +320,77 @@ def test_what_waits_behind_a_slow_task_is_taken_back() -> None:
     assert min(given(actions)[free.number]) > withdraw.before > max(before)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_who_dies_of_a_task_that_was_just_taken_back_counts_unless_another_has_it(
+    elsewhere: bool,
+) -> None:
+    agent = Agent(workers=2)
+    agent.master(workers=2)
+    first = given(agent.call([[i, None, None] for i in range(40)]))
+    for worker, (ticket,) in first.items():
+        agent.answer(worker, ticket, seconds=1e-5)
+    stuck, free = (agent.host._workers[number] for number in first)
+    while free.hand and (elsewhere or len(free.hand) > 1):
+        agent.answer(free.number, next(iter(free.hand)), seconds=1e-5)
+    current, begun = list(stuck.hand)[:2]
+    lost = stuck.hand[begun]
+    agent.at(1.0)
+    assert (lost.state == states.HANDED) == elsewhere
+    agent.host.answered(stuck.number, current, True, False, 1.0, [b"r"])
+    agent.host.gone(stuck.number, None, 9, begun, "last words", "")
+    (*told,) = sent(agent.settle(), wire.Lost)
+    assert [message.id for message in told] == ([] if elsewhere else [lost.id])
+    assert (lost.state == states.OVER) != elsewhere
+
+
+def haunted() -> tuple[Agent, Any, Any, dict[int, int]]:
+    """A worker that had just begun what was taken back from it, another one, and the board."""
+    agent, board = Agent(workers=2), {}
+    agent.host.board = lambda number: board.get(number, 0)
+    agent.master(workers=2)
+    first = given(agent.call([[i, None, None] for i in range(40)]))
+    for worker, (ticket,) in first.items():
+        agent.answer(worker, ticket, seconds=1e-5)
+    stuck, other = (agent.host._workers[number] for number in first)
+    current, begun = list(stuck.hand)[:2]
+    agent.at(1.0)
+    board[stuck.number] = begun
+    agent.answer(stuck.number, current, seconds=1.0)
+    return agent, stuck, other, board
+
+
+def test_who_works_on_what_was_taken_back_gets_nothing_more() -> None:
+    agent, stuck, other, board = haunted()
+    while other.hand:
+        agent.answer(other.number, next(iter(other.hand)), seconds=0.02)
+    assert not agent.host._queued and not stuck.hand, "the other one has done it all"
+    assert not agent.host._tickets
+    agent.call([[i, None, None] for i in range(4)], call=2)
+    assert len(other.hand) == 1 and not stuck.hand
+    board[stuck.number] = 0
+    agent.at(2.0)
+    assert len(other.hand) == len(stuck.hand) == 1
+
+
+def test_what_waits_behind_what_was_taken_back_goes_elsewhere() -> None:
+    agent, stuck, other, board = haunted()
+    board[stuck.number], begun = 0, board[stuck.number]
+    agent.answer(other.number, next(iter(other.hand)), seconds=0.02)
+    (waits,) = stuck.hand.values()
+    board[stuck.number] = begun  # the look came too early
+    actions = agent.at(1.01)
+    assert waits.state == states.QUEUED and not stuck.hand
+    (withdraw,) = [one for one in of(actions, states.Withdraw) if one.worker == stuck.number]
+    assert withdraw.after == begun
+
+
+def test_the_end_of_a_call_ends_what_was_taken_back_from_a_worker_too() -> None:
+    agent, stuck, _, _ = haunted()
+    actions = agent.say(1, wire.End(1))
+    assert states.Interrupt(stuck.number) in actions
+    assert states.Kill(stuck.number) in agent.at(3.0)
+
+
 def test_masters_take_turns() -> None:
     agent = Agent(workers=2)
     agent.master(1)
