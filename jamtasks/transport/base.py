@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 STDERR_KEPT = 64 << 10
 CONNECTS_AT_ONCE = 8  # sshd drops unauthenticated connections at random from ten on (MaxStartups)
-ATTEMPTS = 6
+ATTEMPTS = 20
+LONGEST_PAUSE = 4.0  # seconds
 LOOK_SECONDS = 0.1  # between looks whether a wait is to end
 _SMALL = 32 << 10
 _IOV_MAX = 512  # the least of all systems' limits is 1024
@@ -346,13 +347,13 @@ class Crowded(HostError):
 
 
 def patiently(work: Callable[[], T], timeout: float, attempt: Attempt) -> T:
-    """work(), again after Crowded: a few times, with growing pauses of random length."""
+    """work(), again after Crowded, with growing pauses of random length, for so many seconds."""
     until = time.monotonic() + timeout
     for number in range(ATTEMPTS):
         try:
             return work()
         except Crowded as error:
-            pause = random.uniform(0.5, 1.0) * 0.2 * 2**number
+            pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.2 * 2**number)
             if number == ATTEMPTS - 1 or time.monotonic() + pause > until:
                 raise HostError(error.host, error.reason, error.hint, retry=True) from None
             attempt.pause(pause)

@@ -77,9 +77,13 @@ def screen_of(run_dir: str | Path) -> int:
 
 
 def sessions(host: Host) -> list[int]:
-    """The sshd processes of its connections."""
+    """The sshd processes of its connections: `sshd: …`, from OpenSSH 9.8 on `sshd-session: …`."""
     assert host.process is not None
-    return [pid for pid in descendants(host.process.pid) if "sshd:" in command_line(pid)]
+    return [
+        pid
+        for pid in descendants(host.process.pid)
+        if command_line(pid).startswith(("sshd:", "sshd-session:"))
+    ]
 
 
 def stop_sshd(host: Host) -> list[int]:

@@ -44,8 +44,12 @@ def keygen(path: Path, kind: str = "ed25519", comment: str = "test") -> Path:
     return path
 
 
+# to try another OpenSSH than this machine's
+_PROGRAM = os.environ.get("JAM_TEST_SSHD")
+
+
 def sshd_program() -> str:
-    return shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or "sshd"
+    return _PROGRAM or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or "sshd"
 
 
 def free_port() -> int:

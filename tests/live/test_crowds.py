@@ -12,7 +12,8 @@ from jamtasks import Master
 COUNT = 30
 # what sshd has by default, said again in case a distribution changed it
 LIMITS = ("MaxStartups 10:30:100", "MaxSessions 10")
-TRIPPED = ("MaxStartups", "drop connection", "no more sessions", "penalty", "Too many")
+# a connection without a login, such as our look whether sshd answers, costs a "deferred penalty"
+TRIPPED = ("MaxStartups", "drop connection", "no more sessions", "activating", "Too many")
 
 
 def limits() -> tuple[str, ...]:
