@@ -493,3 +493,19 @@ class Hosts(RuleBasedStateMachine):
 
 Hosts.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestHosts = Hosts.TestCase
+
+
+def test_a_pinned_task_whose_worker_died_stays_unless_its_host_leaves():
+    sched = Scheduler(2)
+    for host in ("a", "b"):
+        sched.add_host(host, 1, settle=False)
+    sched.pin([("a", 0), ("b", 0)])
+    sched.actions(0.0)
+    assert sched.killed("a", 0)
+    assert [(one.host, one.tasks, one.workers) for one in sched.actions(1.0)] == [("a", (0,), (0,))]
+    assert not sched.moved
+    sched.retire_host("a")
+    assert sched.killed("a", 0)
+    assert sched.finished("b", 1, 0.1)
+    assert [(one.host, one.tasks) for one in sched.actions(2.0)] == [("b", (0,))]
+    assert sched.moved == {0}, "the report says so"
