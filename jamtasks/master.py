@@ -230,7 +230,8 @@ class Master:
                     bundle, slices, encoded, links, keep_going, options, speculate, combines
                 )
                 call.inline = tiny
-                self._last = _Last(call, bundle, data, slices, workers, asked)
+                if data is dataset:  # else it is made anew each time, and not kept
+                    self._last = _Last(call, bundle, data, slices, workers, asked)
             return self._drive(call, bundle, links, feed, began)
         finally:
             self._running.release()
