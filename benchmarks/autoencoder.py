@@ -1,10 +1,11 @@
 """qjam's experiment: one evaluation of the sparse autoencoder's cost, 1k to 100k patches.
 
 qjam (2010) took 146 / 263 / 997 ms with 1 / 4 / 16 workers and 1k patches, nearly all of it
-coordination. Peers in the same run, same work, same slices: execnet over the same sshd (without the
-compression that it asks ssh for, which makes it slower here), dask over bare TCP, in a race of its
-own with the limit: plain pipes to W local processes. Each worker's slice is there before the clock
-starts.
+coordination. jam does it in two ways: one slice per worker, and four per worker that hosts combine.
+Peers in the same run, same work, one slice per worker: execnet and mitogen over the same sshd
+(without the compression that they ask ssh for, which makes them slower here); dask and ipyparallel
+over bare TCP, each in a race of its own with the limit: plain pipes to W local processes. Each
+worker's slices are there before the clock starts.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from jamtasks import DataSet, Master
 
 from . import common, peers
 
-ITERATIONS, BURST = 80, 10
-SECONDS = 1.0  # that one contender may take of a race
 WORKERS = (1, 4, 16)
-PATCHES = (1_000, 10_000, 100_000)
+RUNS = {1_000: (60, 10), 10_000: (16, 4), 100_000: (3, 1)}  # patches: how often, in bursts of
+PATCHES = tuple(RUNS)
+SECONDS = 0.5  # that one contender may take of a race
 Patches = dict[int, numpy.ndarray]  # by how many there are
 Ready = Callable[[int], Callable[[], object]]  # of a number of patches: evaluates the cost once
 Start = Callable[[common.Host, int, Patches, numpy.ndarray, ExitStack], Ready]
@@ -51,7 +52,7 @@ def peer(name: str) -> Start:
     return start
 
 
-def jam(transport: str, slices: int = 1) -> Start:
+def jam(transport: str, slices: int = 1, combine: str | None = None) -> Start:
     """slices: per worker."""
 
     def start(
@@ -62,7 +63,9 @@ def jam(transport: str, slices: int = 1) -> Start:
         def ready(count: int) -> Callable[[], object]:
             data = DataSet(patches[count])
             size = -(-count // (workers * slices))
-            return lambda: master.run(sparse_autoencoder, theta, data, slice_size=size)
+            return lambda: master.run(
+                sparse_autoencoder, theta, data, slice_size=size, combine=combine
+            )
 
         return ready
 
@@ -74,10 +77,14 @@ CONTENDERS: dict[str, Start] = {
     PIPES: peer("pipes"),
     "jam, openssh": jam("openssh"),
     "jam, fabric": jam("fabric"),
+    "jam, openssh, 4 slices per worker, combined": jam("openssh", 4, "host"),
+    "jam, fabric, 4 slices per worker, combined": jam("fabric", 4, "host"),
     "execnet, without its `ssh -C`": peer("execnet-uncompressed"),
+    "mitogen, compression off": peer("mitogen-uncompressed"),
+    "ipyparallel, bare TCP": peer("ipyparallel"),
     "dask, bare TCP": peer("dask"),
 }
-RESTLESS = ("dask, bare TCP",)  # see rounds.py
+RESTLESS = ("ipyparallel, bare TCP", "dask, bare TCP")  # see rounds.py
 RACES = (
     tuple(name for name in CONTENDERS if name not in RESTLESS),
     *((name, PIPES) for name in RESTLESS),
@@ -96,7 +103,9 @@ def measure(host: common.Host, workers: int, names: tuple[str, ...], patches: Pa
             if name not in there:
                 started = CONTENDERS[name](host, workers, patches, theta, stack)
                 there[name] = started
-            return there[name](count)
+            go = there[name](count)
+            go()  # the first one loads modules and computes digests
+            return go
 
         for count in PATCHES:
             expected = sparse_autoencoder.mapfunc(theta, patches[count])
@@ -107,7 +116,7 @@ def measure(host: common.Host, workers: int, names: tuple[str, ...], patches: Pa
                             name, functools.partial(start, name, count),
                             functools.partial(numpy.allclose, expected),
                         )  # fmt: skip
-                medians = race.run(ITERATIONS, BURST, SECONDS)
+                medians = race.run(*RUNS[count], SECONDS)
             reasons.update(race.reasons)
             for name in names:
                 cells[name, count, workers] = reasons.get(name) or (
