@@ -1,6 +1,8 @@
 """The queue as a host's workers see it: its order, and that hosts and workers do not collide."""
 
 import collections
+import fcntl
+import json
 import os
 import random
 import time
@@ -199,8 +201,6 @@ def test_a_watching_worker_sees_a_new_job_soon_and_others_wait_their_turn(make):
 
 
 def test_who_does_not_wait_finds_nothing_while_another_watches(make):
-    import fcntl
-
     first, second = make(), make()
     assert first._acquire(True)
     fill(first, pods(1))
@@ -238,6 +238,39 @@ def test_a_torn_list_is_listed_again(make):
     with open(first._path, "r+b") as handle:
         handle.truncate(30)
     assert len(second.take(9, time.monotonic() + 5)) == 5
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("lines", range(7))
+def test_who_is_killed_while_it_writes_the_list_leaves_nothing_and_misleads_nobody(
+    make, monkeypatch, lines
+):
+    first, second = make(), make()
+    fill(first, pods(5))
+    assert len(first.take(1, 0.0) + second.take(1, 0.0)) == 2  # both know it
+    written, real = [], json.dumps
+
+    def dumps(value):
+        if len(written) == lines:
+            raise Killed
+        written.append(value)
+        return real(value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(view.json, "dumps", dumps)
+        with pytest.raises(Killed):
+            assert first._acquire(True)
+            first._list()
+    fcntl.flock(first._lock, fcntl.LOCK_UN)
+    run = os.path.dirname(first._path)
+    assert set(os.listdir(run)) <= {os.path.basename(first._path), "view.p.lock"}
+    left = 3 if lines < 2 else 5  # the old list counts, or all that is there is listed anew
+    assert len(second.take(4, time.monotonic() + 5)) == min(left, 4)
+    if left == 5:
+        assert len(first.take(4, 0.0)) == 1
 
 
 def test_a_large_queue_is_not_listed_per_job(make):

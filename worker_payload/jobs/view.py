@@ -398,7 +398,8 @@ class View(object):
 
     # --- the shared files ------------------------------------------------------------------
     # The list: a line with the head, then one line per name. The lock's own content: which list,
-    # how far it is used up. Whatever is torn or from before a reboot is as good as none.
+    # how far it is used up. Whatever is torn or from before a reboot is as good as none. Nobody
+    # reads without the lock, so the list is written in place: no half-made file can be left.
 
     def _load(self):
         # type: () -> None
@@ -424,13 +425,13 @@ class View(object):
 
     def _store(self, head, arrangement):
         # type: (_Head, List[Tuple[bool, str, str]]) -> None
-        aside = layout.aside(self._path)
         first = json.dumps(list(head)).encode("ascii") + b"\n"
-        with open(aside, "wb") as handle:
+        self._head = _NONE
+        self._save()  # until we are done there is no list: a killed writer leaves a torn one only
+        with open(self._path, "wb") as handle:
             handle.write(first)
             for entry in arrangement:
                 handle.write(json.dumps(entry).encode("ascii") + b"\n")
-        os.rename(aside, self._path)
         self._head, self._begin, self._at = head, len(first), len(first)
 
     def _used_up(self):
