@@ -20,6 +20,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
 from worker_payload import codec, layout, limits, links, procs, records, shelf, template, wire
 from worker_payload.channel import Channel
+from worker_payload.circuit import Circuit, nap
 from worker_payload.gate import Gate
 from worker_payload.host import CREDIT_SECONDS, Host
 from worker_payload.keeping import Keeping
@@ -35,7 +36,6 @@ UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are n
 READ = 256 << 10
 FILL_SECONDS = 200e-6  # in which a pipe fills while a blob comes in
 PIPE_BYTES = 1 << 20  # that a pipe should hold; systems allow users so much
-SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
 F_SETPIPE_SZ = 1031  # of Linux; Python knows it from 3.10 on
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
@@ -161,8 +161,34 @@ class Agent(object):
                 self._act()
                 if self._dirty:
                     self._write_out()
+                if host.repeats():
+                    self._lap(ticked + self._pace())
         finally:
             self._end()
+
+    def _lap(self, until):
+        # type: (float) -> None
+        """Repeat a call past the host, as long as there is nothing else to be done."""
+        lap = self._host.lap()
+        if lap is None:
+            return
+        channel = self._channels.get(lap.call.master.number)
+        workers = [self._workers[number] for number in lap.workers if number in self._workers]
+        if channel is None or len(workers) < len(lap.workers):
+            return
+        circuit = Circuit(lap, channel, workers, self.cpus, self._take_in, self._take_answers)
+        if not circuit.is_clear():
+            return
+        todo = circuit.run(self._poller.poll, until)
+        self._host.now = time.monotonic()
+        self._host.heard(channel.number)
+        self._host.catch_up(lap)
+        todo()
+        for io in workers:
+            if not io.sender.idle:
+                self._watch_out(io)
+        if channel.out:
+            self._dirty.add(channel)
 
     def _let_them_work(self):
         # type: () -> None
@@ -171,8 +197,7 @@ class Agent(object):
         seconds = self._host.patience() / self.cpus
         if self._host.owes():
             seconds = FILL_SECONDS  # a blob comes in: fewer and larger pieces
-        if seconds > SHORTEST_NAP:
-            time.sleep(min(seconds, LONGEST_NAP))
+        nap(seconds)
 
     def _handle(self, ready):
         # type: (Any) -> None
@@ -299,8 +324,12 @@ class Agent(object):
     def _on_master(self, channel):
         # type: (Channel) -> None
         data = self._read(channel.read_fd)
-        if data is None:
-            return
+        if data is not None:
+            self._take_in(channel, data)
+
+    def _take_in(self, channel, data):
+        # type: (Channel, Any) -> None
+        """What a master said; nothing if that was all."""
         if not data:
             self._lose(channel, 0, "end of its input")
             return
@@ -618,21 +647,27 @@ class Agent(object):
     def _on_worker(self, io):
         # type: (WorkerIO) -> None
         try:
-            answers = io.answers()
-        except MemoryError:
+            answers = io.answers()  # type: Any
+        except MemoryError as error:
+            answers = error
+        self._take_answers(io, answers)
+
+    def _take_answers(self, io, answers):
+        # type: (WorkerIO, Any) -> None
+        """What WorkerIO.answers gave, or raised."""
+        if isinstance(answers, MemoryError):
             self._log("worker %d: no memory for its answer" % io.number)
             io.note = "the agent has no memory for its answer"
             self._kill(io)
-            return
-        if answers is None:
+        elif answers is None:
             self._unwatch(io.replies)
             if not io.retired and io.number in self._workers:
                 self._silent[io.number] = time.monotonic()
-            return
-        for ok, wrote, ticket, seconds, payload in answers:
-            if wrote or io.streams[0].dropped or io.streams[1].dropped:
-                self._drain(io, ticket)
-            self._host.answered(io.number, ticket, ok, bool(wrote), seconds, payload)
+        else:
+            for ok, wrote, ticket, seconds, payload in answers:
+                if wrote or io.streams[0].dropped or io.streams[1].dropped:
+                    self._drain(io, ticket)
+                self._host.answered(io.number, ticket, ok, bool(wrote), seconds, payload)
 
     def _do_give(self, action):
         # type: (records.Give) -> None

@@ -8,11 +8,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS
-from worker_payload.combining import Combining
-from worker_payload.pool import HAND_COST
 from worker_payload.records import (
     AWAITED,
-    HANDED,
     HERE,
     OVER,
     QUEUED,
@@ -27,7 +24,6 @@ from worker_payload.records import (
     Kill,
     Master,
     Prepare,
-    Repeat,
     Require,
     Slot,
     Spool,
@@ -36,9 +32,9 @@ from worker_payload.records import (
     Unpin,
     Worker,
 )
+from worker_payload.repeating import PARAMS_INLINE, PATIENT_FROM, Repeating, patience
 from worker_payload.wire import ProtocolError
 
-PARAMS_INLINE = 65536
 MASTER_GONE_AFTER = 60.0  # seconds without a byte; being wrong here kills work
 BEAT = 2.0
 GRACE = 1.0  # between SIGINT and SIGKILL
@@ -52,14 +48,12 @@ ESTIMATES = 64  # map functions whose time per task is remembered from call to c
 
 CREDIT_BYTES = 1 << 20  # taken in, of which a master is told at once; of less it is told
 CREDIT_SECONDS = 0.005  # after this time
-PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
-PATIENT_SECONDS = 200e-6  # that a task may take for that
 
 
 _NOT_SHARED = "worker_payload.shared.NotShared"
 
 
-class Host(Combining):
+class Host(Repeating):
     """idle_timeout: seconds without a master after which the agent ends. workers: the default."""
 
     gone_after = MASTER_GONE_AFTER
@@ -85,15 +79,12 @@ class Host(Combining):
     def patience(self):
         # type: () -> float
         """Seconds of work that will bring several answers soon, if all that runs is short."""
-        waiting = len(self._tickets)
-        if waiting < PATIENT_FROM or self._actions:
+        if len(self._tickets) < PATIENT_FROM or self._actions:
             return 0.0
-        total = 0.0
-        for call in self._calls.values():
-            if call.tasks and (call.estimate is None or call.estimate > PATIENT_SECONDS):
-                return 0.0
-            total = max(total, call.estimate or 0.0)
-        return waiting * (total + HAND_COST)
+        times = [call.estimate for call in self._calls.values() if call.tasks]
+        if not times or None in times:
+            return 0.0
+        return patience(len(self._tickets), max(times))  # type: ignore[type-var]
 
     def owes(self):
         # type: () -> bool
@@ -275,63 +266,6 @@ class Host(Combining):
                 self._enqueue(task)
             else:
                 self._need(digest, task)
-
-    def _on_again(self, master, message):
-        # type: (Master, wire.Again) -> None
-        call = master.calls.get(message.like)
-        if call is None or call.tasks or call.refused or call.spans or call.params or call.spooled:
-            raise ProtocolError("Again of call %d, which cannot be repeated" % message.like)
-        count = len(set(task.id for task in call.told))  # some came twice, after a death
-        if not 0 < count == len(call.told) <= wire.AGAIN_MAX or message.call in master.calls:
-            raise ProtocolError("Again of call %d, as %d" % (message.like, message.call))
-        if len(message.segments) != 1 or len(message.segments[0]) > PARAMS_INLINE:
-            raise ProtocolError("Again: params in one segment, of %d bytes at most" % PARAMS_INLINE)
-        params, before = bytes(message.segments[0]), call.serial
-        del master.calls[call.id], self._calls[before]
-        call.id, call.serial = message.call, self._new()
-        call.params_handle = Handle(params, None)
-        master.calls[call.id] = self._calls[call.serial] = call
-        if call.combine is not None:
-            self._begin_again(call)
-            self._forget_call(before)
-            return
-        given, serial, slots = [], call.serial, self._slots
-        for task in call.told:
-            call.tasks[task.id], task.told, worker = task, False, task.done_by
-            if worker is None or not self._takes_again(worker, task, before):
-                self._once_more(task)
-                continue
-            inline = None
-            if task.digest is not None:
-                blob = self._blobs[task.digest]
-                blob.users += 1
-                self._idle_blobs.pop(task.digest, None)
-                inline = blob.handle.inline  # type: ignore[union-attr]
-            self._serial = ticket = self._serial + 1
-            task.state, task.worker, task.ticket = HANDED, worker, ticket
-            self._tickets[ticket] = worker.hand[ticket] = task
-            worker.since, worker.released, slots[worker.slot].busy = self.now, False, worker
-            worker.calls.remove(before)
-            worker.calls.add(serial)
-            given.append((worker.number, ticket, task.digest, inline))
-        if given:
-            self._actions.append(Repeat(before, call.serial, params, given))
-        if len(given) < len(self._workers):
-            self._forget_call(before)
-
-    def _takes_again(self, worker, task, before):
-        # type: (Worker, Task, int) -> bool
-        """Whether a worker can do a task at once that it did before."""
-        if worker.hand or worker.dying is not None or worker.number not in self._workers:
-            return False
-        if before not in worker.calls or self._slots[worker.slot].busy is not None or self._queued:
-            return False
-        if task.digest is None:
-            return task.inline is None
-        blob = self._blobs.get(task.digest)
-        if blob is None or blob.state != HERE or blob.handle is None:
-            return False
-        return blob.handle.inline is not None or task.digest in worker.held
 
     def _on_blob(self, master, message):
         # type: (Master, wire.Blob) -> None

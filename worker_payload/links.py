@@ -110,8 +110,11 @@ class Sender(object):
         # type: (Any, Sequence[int]) -> bool
         """False if something is left to send: call `flush` when the socket is writable.
         Raises OSError if the other end is gone."""
-        data = marshal.dumps(value)
-        data = _FRAME.pack(len(data), len(fds)) + data
+        return self.send_frame(frame(value, len(fds)), fds)
+
+    def send_frame(self, data, fds=()):
+        # type: (bytes, Sequence[int]) -> bool
+        """The same for what `frame` gave."""
         sent = 0
         if not self._queue:
             try:

@@ -11,9 +11,12 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class _Epoll(object):
+    """poll: descriptors that are ready, with what they are ready for, after so many seconds."""
+
     def __init__(self):
         # type: () -> None
         self._epoll = select.epoll()
+        self.poll = self._epoll.poll
         self._data = {}  # type: Dict[int, Any]
         self._things = {}  # type: Dict[Any, int]  # what was registered, and its descriptor
 
@@ -61,6 +64,10 @@ class _Selector(object):
     def __contains__(self, thing):
         # type: (Any) -> bool
         return thing in self._selector.get_map()
+
+    def poll(self, seconds):
+        # type: (float) -> List[Any]
+        return [(key.fd, events) for key, events in self._selector.select(seconds)]
 
     def wait(self, seconds):
         # type: (float) -> List[Any]

@@ -566,6 +566,28 @@ def _parse(kind, header, segments):
     return message
 
 
+_AGAIN = re.compile(rb"\[(0|[1-9][0-9]{0,17}),(0|[1-9][0-9]{0,17})\]\Z")
+
+
+def read_again(data):
+    # type: (Buffer) -> Optional[Tuple[int, int, bytes]]
+    """(call, like, params), if these bytes are one Again and nothing else; None otherwise. A short
+    way for what comes most often: whatever it does not take, a Decoder judges."""
+    if len(data) < HEAD.size + SPAN.size:
+        return None
+    magic, kind, header_length, count = HEAD.unpack_from(data)
+    if magic != MAGIC or kind != 9 or count != 1:
+        return None
+    body = HEAD.size + SPAN.size
+    begin = body + header_length
+    if begin + SPAN.unpack_from(data, HEAD.size)[0] != len(data):
+        return None
+    found = _AGAIN.match(data[body:begin])
+    if found is None:
+        return None
+    return int(found.group(1)), int(found.group(2)), bytes(data[begin:])
+
+
 class Decoder:
     """Bytes in, messages out, however the bytes were cut.
 

@@ -26,7 +26,7 @@ TICKET = struct.Struct("<Q")
 RANGE = struct.Struct("<QQ")
 
 # commands of the agent
-CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN, PART = range(8)
+CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN, PART, LAP = range(9)
 
 _BUFFER = 65536
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
@@ -205,6 +205,7 @@ class Worker(object):
         self._functions = {}  # type: Dict[Any, Any]
         self._at = 0  # type: Any  # which slice of a span; the block that reduce could not join
         self._calls = {}  # type: Dict[int, _Call]
+        self._last = (0, 0, None, None)  # type: Any  # what a LAP repeats: call, ticket beyond it
         self._slices = {}  # type: Dict[str, Held]
 
     def run(self):
@@ -220,7 +221,14 @@ class Worker(object):
             for commands, files in frames:
                 files.reverse()
                 for command in commands:
-                    if command[0] == TASK:
+                    if command[0] == LAP:
+                        _, call, params = command
+                        before, offset, digest, inline = self._last
+                        self._last = call, offset, digest, inline
+                        self._calls[call] = known = self._calls.pop(before)
+                        known.params, known.shared = params, None
+                        self._task(call + offset, call, digest, inline)
+                    elif command[0] == TASK:
                         _, ticket, call, digest, inline = command
                         if inline is True:
                             assert digest is not None
@@ -230,6 +238,7 @@ class Worker(object):
                         _, ticket, before, call, digest, inline, params = command
                         self._calls[call] = known = self._calls.pop(before)
                         known.params, known.shared = params, None
+                        self._last = call, ticket - call, digest, inline
                         self._task(ticket, call, digest, inline)
                     else:
                         self._do(command, files)

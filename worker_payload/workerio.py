@@ -119,6 +119,11 @@ class WorkerIO(object):
         theirs = [sock_end, replies_end, out_end, err_end]
         return cls(number, place, nonce, ours[0], ours[1], out, err), theirs
 
+    def at_boundary(self):
+        # type: () -> bool
+        """Whether no answer has come in part."""
+        return not self._pending and self._large is None
+
     def last_words(self):
         # type: () -> str
         return self.streams[1].last.decode("utf-8", "replace")

@@ -1,0 +1,123 @@
+"""The way that laps take (see repeating.py): from one master to its workers, and back.
+
+It is left as soon as anything else happens. What was not read by then is there to be read still.
+"""
+
+import functools
+import os
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+from worker_payload import wire
+from worker_payload.channel import Channel
+from worker_payload.repeating import LAP_SECONDS, Lap
+from worker_payload.workerio import WorkerIO
+
+READ = 128 << 10  # bytes; what is longer is no lap
+SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
+
+Todo = Callable[[], None]
+
+
+def nap(seconds):
+    # type: (float) -> None
+    if seconds > SHORTEST_NAP:
+        time.sleep(min(seconds, LONGEST_NAP))
+
+
+def nothing():
+    # type: () -> None
+    """What is to be done when nothing is."""
+
+
+class Circuit(object):
+    """on_data, on_answers: take what was read, and is not of a lap."""
+
+    def __init__(
+        self,
+        lap,  # type: Lap
+        channel,  # type: Channel
+        workers,  # type: List[WorkerIO]
+        cpus,  # type: int
+        on_data,  # type: Callable[[Channel, Any], None]
+        on_answers,  # type: Callable[[WorkerIO, Any], None]
+    ):
+        # type: (...) -> None
+        self.lap = lap
+        self.channel = channel
+        self.workers = workers
+        self._cpus = cpus
+        self._on_data = on_data
+        self._on_answers = on_answers
+        self._ours = dict((io.replies.fileno(), io) for io in workers)  # type: Dict[int, Any]
+        self._ours[channel.read_fd] = channel
+
+    def is_clear(self):
+        # type: () -> bool
+        """Whether nobody on it is in the middle of something."""
+        channel = self.channel
+        if channel.out or channel.closing is not None or not channel.decoder.at_boundary():
+            return False
+        return all(io.watched and io.sender.idle and io.at_boundary() for io in self.workers)
+
+    def run(self, poll, until):
+        # type: (Callable[[float], List[Any]], float) -> Todo
+        """Laps until then, or until something else happens: what is to be done about that, once the
+        host has caught up."""
+        lap, ours, channel, cpus = self.lap, self._ours, self.channel, self._cpus
+        end = until
+        while True:
+            if lap.under_way is not None:
+                nap(lap.patience() / cpus)
+            ready = [ours.get(fd) for fd, _ in poll(max(end - time.monotonic(), 0.0))]
+            if not ready or None in ready:  # it takes long, or somebody else is ready, too
+                return nothing
+            for one in ready:
+                if one is channel:
+                    todo = self._begin()
+                    end = min(until, time.monotonic() + LAP_SECONDS)
+                else:
+                    todo = self._take(one)
+                if todo is not None:
+                    return todo
+            result = lap.result()
+            if result is not None:
+                end = until
+                channel.queue(wire.encode(result))
+                try:
+                    if not channel.write():
+                        return nothing
+                except OSError:  # it is gone, which is noticed where it is read
+                    return nothing
+
+    def _begin(self):
+        # type: () -> Optional[Todo]
+        if self.lap.under_way is not None:
+            return nothing  # perhaps it is to be ended
+        try:
+            data = os.read(self.channel.read_fd, READ)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            data = b""
+        command = self.lap.begin(data)
+        if command is None:
+            return functools.partial(self._on_data, self.channel, data)
+        todo = None
+        for io in self.workers:
+            try:
+                if not io.sender.send_frame(command):
+                    todo = nothing
+            except OSError:
+                todo = nothing  # it is gone: its template will tell
+        return todo
+
+    def _take(self, io):
+        # type: (WorkerIO) -> Optional[Todo]
+        try:
+            answers = io.answers()  # type: Any
+        except MemoryError as error:
+            answers = error
+        if not answers and answers is not None or self.lap.take(io.number, answers):
+            return None
+        return functools.partial(self._on_answers, io, answers)

@@ -1,0 +1,222 @@
+"""Calls that are repeated with other params: the host's part in them, and the short way past it.
+
+A round of an iterative algorithm takes a few tenths of a millisecond, most of it Python. So once a
+call was repeated, and nothing else is to be done here, a `Lap` takes the host's place: it knows who
+does what, and knows nothing else. As soon as anything else happens, however small, the host is told
+all that went by it (`Repeating.catch_up`), and goes on as if it had been there from the start.
+"""
+
+from typing import Any, Dict, List, Optional, Tuple
+
+from worker_payload import links, wire
+from worker_payload.combining import Combining
+from worker_payload.pool import HAND_COST
+from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
+from worker_payload.wire import ProtocolError
+from worker_payload.worker import LAP
+
+PARAMS_INLINE = 65536
+PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
+PATIENT_SECONDS = 200e-6  # that a task may take for that
+LAP_SECONDS = 0.02  # after this, what takes so long is the host's business again
+
+
+def patience(waiting, seconds):
+    # type: (int, float) -> float
+    """Seconds of work that will bring several answers soon. seconds: what each task takes."""
+    if waiting < PATIENT_FROM or seconds > PATIENT_SECONDS:
+        return 0.0
+    return waiting * (seconds + HAND_COST)
+
+
+class Lap(object):
+    """A call that is repeated while nothing else happens. workers: their numbers, in the order of
+    its tasks. serial: the last that was given away."""
+
+    def __init__(self, call, workers, serial):
+        # type: (Call, List[Worker], int) -> None
+        self.call = call
+        self.workers = [worker.number for worker in workers]
+        self.id = call.id  # of the last one that was answered, and its serial
+        self.serial = call.serial
+        self.estimate = call.estimate or 0.0
+        self.under_way = None  # type: Optional[Tuple[int, int, bytes]]  # call, like, params
+        self.base = serial  # what the next one counts from
+        self.answers = []  # type: List[Tuple[int, int, float, Any]]
+        self._count = len(workers)
+        # each worker counts its ticket from the call's serial, as it did the last time
+        self._offsets = dict((number, i + 1) for i, number in enumerate(self.workers))
+        tasks = zip(self.workers, call.told, workers)
+        self._names = dict((number, (task.id, w.slot)) for number, task, w in tasks)
+        self._answered = set()  # type: Any
+
+    def begin(self, data):
+        # type: (Any) -> Optional[bytes]
+        """The command for every worker, if these bytes are the call once more and nothing else;
+        None otherwise, and nothing has happened."""
+        found = wire.read_again(data)
+        if found is None:
+            return None
+        call, like, params = found
+        if like != self.id or call == like or len(params) > PARAMS_INLINE:
+            return None
+        self.under_way, self.answers, self._answered = found, [], set()
+        return links.frame([(LAP, self.base + 1, params)])
+
+    def take(self, worker, answers):
+        # type: (int, Any) -> bool
+        """What WorkerIO.answers gave of a worker; False if it is not its answer and that alone. It
+        is not taken then."""
+        if type(answers) is not list or len(answers) != 1:
+            return False
+        ok, wrote, ticket, seconds, payload = answers[0]
+        if not ok or wrote or worker in self._answered:
+            return False
+        if ticket - self.base - 1 != self._offsets[worker]:
+            return False
+        self._answered.add(worker)
+        self.answers.append((worker, ticket, seconds, payload))
+        self.estimate += (seconds - self.estimate) / 4
+        return True
+
+    def result(self):
+        # type: () -> Optional[wire.Result]
+        """The answer to the master, when all is here. With it this lap is over."""
+        if len(self.answers) < self._count or self.under_way is None:
+            return None
+        items, segments, names = [], [], self._names
+        for worker, _, seconds, payload in self.answers:
+            task, slot = names[worker]
+            items.append([task, slot, len(payload), round(seconds, 6)])
+            segments += payload
+        self.id, self.under_way = self.under_way[0], None
+        self.serial = self.base + 1
+        self.base = self.serial + self._count
+        return wire.Result(self.id, items, segments)
+
+    def patience(self):
+        # type: () -> float
+        """Like Host.patience."""
+        return patience(self._count - len(self.answers), self.estimate)
+
+
+class Repeating(Combining):
+    """The host, as far as calls are repeated."""
+
+    def __init__(self, *args):
+        # type: (Any) -> None
+        super(Repeating, self).__init__(*args)
+        self._repeated = None  # type: Optional[Call]  # in one piece, by idle workers
+
+    def _on_again(self, master, message):
+        # type: (Master, wire.Again) -> None
+        call = master.calls.get(message.like)
+        if call is None or call.tasks or call.refused or call.spans or call.params or call.spooled:
+            raise ProtocolError("Again of call %d, which cannot be repeated" % message.like)
+        count = len(set(task.id for task in call.told))  # some came twice, after a death
+        if not 0 < count == len(call.told) <= wire.AGAIN_MAX or message.call in master.calls:
+            raise ProtocolError("Again of call %d, as %d" % (message.like, message.call))
+        if len(message.segments) != 1 or len(message.segments[0]) > PARAMS_INLINE:
+            raise ProtocolError("Again: params in one segment, of %d bytes at most" % PARAMS_INLINE)
+        params, before = bytes(message.segments[0]), call.serial
+        self._rename(call, message.call, self._new(), params)
+        if call.combine is not None:
+            self._begin_again(call)
+            self._forget_call(before)
+            return
+        given, serial, slots = [], call.serial, self._slots
+        for task in call.told:
+            call.tasks[task.id], task.told, worker = task, False, task.done_by
+            if worker is None or not self._takes_again(worker, task, before):
+                self._once_more(task)
+                continue
+            inline = None
+            if task.digest is not None:
+                blob = self._blobs[task.digest]
+                blob.users += 1
+                self._idle_blobs.pop(task.digest, None)
+                inline = blob.handle.inline  # type: ignore[union-attr]
+            self._serial = ticket = self._serial + 1
+            task.state, task.worker, task.ticket = HANDED, worker, ticket
+            self._tickets[ticket] = worker.hand[ticket] = task
+            worker.since, worker.released, slots[worker.slot].busy = self.now, False, worker
+            worker.calls.remove(before)
+            worker.calls.add(serial)
+            given.append((worker.number, ticket, task.digest, inline))
+        if given:
+            self._actions.append(Repeat(before, call.serial, params, given))
+        if len(given) < len(self._workers):
+            self._forget_call(before)
+        if len(given) == len(call.told):
+            self._repeated = call
+
+    def _rename(self, call, id_, serial, params):
+        # type: (Call, int, int, bytes) -> None
+        """It is another call from now on."""
+        del call.master.calls[call.id], self._calls[call.serial]
+        call.id, call.serial = id_, serial
+        call.params_handle = Handle(params, None)
+        call.master.calls[id_] = self._calls[serial] = call
+
+    def _takes_again(self, worker, task, before):
+        # type: (Worker, Task, int) -> bool
+        """Whether a worker can do a task at once that it did before."""
+        if worker.hand or worker.dying is not None or worker.number not in self._workers:
+            return False
+        if before not in worker.calls or self._slots[worker.slot].busy is not None or self._queued:
+            return False
+        if task.digest is None:
+            return task.inline is None
+        blob = self._blobs.get(task.digest)
+        if blob is None or blob.state != HERE or blob.handle is None:
+            return False
+        return blob.handle.inline is not None or task.digest in worker.held
+
+    # --- laps --------------------------------------------------------------------------------
+
+    def lap(self):
+        # type: () -> Optional[Lap]
+        """What can take our place from now on: the call that was just repeated and answered is all
+        there is, and its tasks are short. To be asked when there is nothing to be done."""
+        call, self._repeated = self._repeated, None
+        if call is None or list(self._calls.values()) != [call] or self._tickets:
+            return None
+        if self._actions or self._queued or self._dying or self._haunted or self._credits:
+            return None
+        if call.tasks or call.refused or call.talks or (call.estimate or 0.0) > LAP_SECONDS / 2:
+            return None
+        workers = []  # type: List[Worker]
+        for task in call.told:
+            worker = task.done_by
+            if worker is None or not self._takes_again(worker, task, call.serial):
+                return None
+            workers.append(worker)
+        if len(set(worker.number for worker in workers)) < len(workers):
+            return None
+        return Lap(call, workers, self._serial)
+
+    def repeats(self):
+        # type: () -> bool
+        """Whether it is worth asking for a `lap`."""
+        return self._repeated is not None and not self._tickets
+
+    def catch_up(self, lap):
+        # type: (Lap) -> None
+        """All that went by us, as if it had been told here. `now` is when it is told."""
+        call = lap.call
+        if lap.id != call.id:
+            before = call.serial
+            self._rename(call, lap.id, lap.serial, b"")
+            for task in call.told:
+                worker = task.done_by
+                assert worker is not None
+                worker.calls.remove(before)
+                worker.calls.add(lap.serial)
+                worker.since, worker.released = self.now, False
+        self._serial, call.estimate = lap.base, lap.estimate
+        if lap.under_way is not None:
+            id_, like, params = lap.under_way
+            self._on_again(call.master, wire.Again(id_, like, [params]))
+            self._actions.pop()  # the workers have been told
+            for number, ticket, seconds, payload in lap.answers:
+                self.answered(number, ticket, True, False, seconds, payload)
