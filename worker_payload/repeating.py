@@ -67,7 +67,7 @@ class Lap(object):
         # type: (int, Any) -> bool
         """What WorkerIO.answers gave of a worker; False if it is not its answer and that alone. It
         is not taken then."""
-        if type(answers) is not list or len(answers) != 1:
+        if type(answers) is not list or len(answers) != 1 or self.under_way is None:
             return False
         ok, wrote, ticket, seconds, payload = answers[0]
         if not ok or wrote or worker in self._answered:

@@ -135,3 +135,59 @@ def test_the_agent_is_killed_between_calls(master, module):
     (link,) = master._engine.links.values()
     os.kill(link.welcome.pid, signal.SIGKILL)
     assert master.run(name, 3.0, data)[0] == 3 * 2016
+
+
+@pytest.mark.timeout(60)
+def test_whatever_else_happens_in_the_midst_of_repeated_calls(host, module, tmp_path):
+    """Calls of which each worker does one task, again and again: output, exceptions, tasks that
+    take long, large answers, deaths, and another master's calls, in between."""
+    name = module(
+        """
+        import os, sys, time
+        def mapfunc(params, dataset):
+            what, number = params
+            if what == "print":
+                print("printed %d" % number)
+            elif what == "write":
+                os.write(2, b"written %d\\n" % number)
+            elif what == "slow":
+                time.sleep(0.05)
+            elif what == "raise":
+                raise ValueError("it is %d" % number)
+            elif what == "large":
+                return [number, bytes(300000)]
+            elif what == "die" and not os.path.exists(number):
+                open(number, "w").close()
+                os.kill(os.getpid(), 9)
+            return [number]
+        def reduce(a, b):
+            return a + b
+        """
+    )
+    said = []
+    with Master([host], on_output=lambda *line: said.append(line)) as master, Master([host]) as two:
+        workers = len(master.run(name, ("", 0)))
+        number = 0
+        for what in ("", "print", "write", "slow", "large", "raise", "other", "die", "nothing"):
+            for _ in range(4):  # so that it is one of many that went well
+                number += 1
+                assert master.run(name, ("", number)) == [number] * workers
+            assert repeated(master), f"before {what}"
+            number += 1
+            if what == "raise":
+                with pytest.raises(TaskFailed, match=f"it is {number}"):
+                    master.run(name, (what, number))
+            elif what == "other":
+                assert two.run(name, ("", -1)) == [-1] * workers
+            elif what == "die":
+                once = str(tmp_path / "once")
+                assert master.run(name, (what, once)) == [once] * workers
+            elif what == "large":
+                assert master.run(name, (what, number)) == [number, bytes(300000)] * workers
+            else:
+                assert master.run(name, (what, number)) == [number] * workers
+            lines = [(line, stream) for _, _, stream, line in said]
+            if what in ("print", "write"):
+                kind = ("printed", 1) if what == "print" else ("written", 2)
+                assert lines == [(f"{kind[0]} {number}", kind[1])] * workers
+            said.clear()

@@ -34,6 +34,7 @@ from jamtasks.treefold import TreeFold
 from worker_payload import codec, keeping, wire
 from worker_payload import host as host_module
 from worker_payload import partials as partials_module
+from worker_payload import repeating
 
 AHEAD = 50  # items of a Master.map under way beyond the one that is waited for
 SPAN_BYTES = 600  # in a task; a longer span travels as a blob
@@ -110,6 +111,7 @@ class World:
             (keeping, "limits", SimpleNamespace(memory_free=lambda: self.memory)),
             (keeping, "INLINE", INLINE),
             (host_module, "PARAMS_INLINE", INLINE),
+            (repeating, "PARAMS_INLINE", INLINE),
             (wire, "CHUNK", PIECE),
             (session_module, "BURST", 1),
             (spans_module, "BYTES", SPAN_BYTES),

@@ -6,6 +6,7 @@ of it.
 
 from __future__ import annotations
 
+import marshal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from shelves import Files, Shelf, Shelving
 from worker_payload import codec, records, wire, worker
 from worker_payload.host import Host
 from worker_payload.partials import Partials
+from worker_payload.repeating import Lap
 
 BUILD, PROJECT = "b" * 16, "p"
 CODE = sha256(b"code").hexdigest()
@@ -59,6 +61,7 @@ class Process:
     said: deque[tuple[Any, ...]] = field(default_factory=deque)
     calls: dict[int, Known] = field(default_factory=dict)
     slices: dict[str, int] = field(default_factory=dict)
+    last: Any = None  # what a LAP repeats
     withdrawn: tuple[int, int] = (0, 0)
     interrupted: bool = False
     ending: bool = False  # killed, or told to end
@@ -103,7 +106,14 @@ class Process:
             elif kind == worker.AGAIN:
                 _, ticket, before, call, digest, inline, params = command
                 self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
+                self.last = call, ticket - call, digest, inline
                 self.current = worker.TASK, ticket, call, digest, inline
+            elif kind == worker.LAP:
+                _, call, params = command
+                before, beyond, digest, inline = self.last
+                self.last = call, beyond, digest, inline
+                self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
+                self.current = worker.TASK, call + beyond, call, digest, inline
             elif kind == worker.TASK:
                 if fd is not None:
                     assert command[3] not in self.slices
@@ -195,6 +205,8 @@ class Remote:
         self.name, self.workers, self.clock = name, workers, clock
         self.files, self.shelf = files, shelf
         self.agent: Host | None = None
+        self.lap: Lap | None = None  # in the agent's place
+        self.laps = 0  # that were begun
         self.keeping: Any = None
         self.processes: dict[int, Process] = {}
         self.damage = 0  # so many of the next pieces of blobs arrive damaged
@@ -210,6 +222,7 @@ class Remote:
         if self.agent is None:
             self._start()
         assert self.agent is not None
+        self.catch_up()
         self.number += 1
         self.connected = True
         self.agent.now = self.clock.now
@@ -223,6 +236,7 @@ class Remote:
 
         def from_thread(work: Callable[[], object]) -> None:
             if self.agent is agent:
+                self.catch_up()
                 agent.now = self.clock.now
                 work()
                 self.settle()
@@ -241,6 +255,7 @@ class Remote:
 
     def notice(self) -> None:
         """The agent sees what connections are no more."""
+        self.catch_up()
         for number in self.unnoticed:
             if self.agent is not None:
                 self.agent.master_closed(number)
@@ -256,7 +271,16 @@ class Remote:
         self.to_master.clear()
         self.to_master.append(None)
 
+    def catch_up(self) -> None:
+        """Something happens that is not of a lap."""
+        lap, self.lap = self.lap, None
+        if lap is not None and self.agent is not None:
+            self.agent.now = self.clock.now
+            self.agent.catch_up(lap)
+            self.settle()
+
     def _stop(self) -> None:
+        self.lap = None
         for process in self.processes.values():
             process.close()
         self.processes.clear()
@@ -282,6 +306,15 @@ class Remote:
         data = self.to_agent.popleft()
         if self.agent is None:
             return
+        if self.lap is not None and self.lap.under_way is None:
+            command = self.lap.begin(data)
+            if command is not None:
+                self.laps += 1
+                for number in self.lap.workers:
+                    if number in self.processes:
+                        self.processes[number].take(marshal.loads(command[6:]), [])
+                return
+        self.catch_up()
         self.agent.now = self.clock.now
         try:
             for message in self.decoder.feed(data):
@@ -299,6 +332,7 @@ class Remote:
         self.settle()
 
     def tick(self) -> None:
+        self.catch_up()
         if self.agent is not None:
             self.agent.tick(self.clock.now)
             self.settle()
@@ -309,6 +343,8 @@ class Remote:
             for action in actions:
                 if self.agent is not None:
                     self._do(self.agent, action)
+        if self.agent is not None and self.lap is None and self.agent.repeats():
+            self.lap = self.agent.lap()
 
     def _do(self, agent: Host, action: Any) -> None:
         kind = type(action)
@@ -396,18 +432,35 @@ class Remote:
         if self.processes.pop(number, None) is None:
             return
         process.close()
+        self.catch_up()
         self.agent.gone(number, None, 9, ticket, "last words", "")
         self.settle()
 
     def hears(self, number: int) -> None:
         """The agent reads what a worker answered."""
         agent, process = self.agent, self.processes[number]
+        if self.lap is not None and process.said and self._laps(self.lap, number, process):
+            return
         if agent is not None and process.said:
+            self.catch_up()
             agent.now = self.clock.now
             for ticket, ok, seconds, payload in process.said:
                 agent.answered(number, ticket, ok, False, seconds, payload)
             process.said.clear()
             self.settle()
+
+    def _laps(self, lap: Lap, number: int, process: Process) -> bool:
+        """Whether what it answered is of a lap."""
+        said = [
+            (ok, False, ticket, seconds, payload) for ticket, ok, seconds, payload in process.said
+        ]
+        if number not in lap.workers or not lap.take(number, said):
+            return False
+        process.said.clear()
+        result = lap.result()
+        if result is not None and lap.call.master.number == self.number:
+            self.to_master.append(frame(result))
+        return True
 
     def hears_all(self) -> bool:
         """Whether there was anything to hear."""

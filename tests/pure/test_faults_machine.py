@@ -429,11 +429,13 @@ class Rounds(Faults):
                     self.work(remote, number, "answer", 0.01)
 
     @precondition(lambda self: self.world.call is None)
-    @rule()
-    def repeat_well(self):
-        if self.world.repeat():
-            self.poison = None
-            self.go_on_well()
+    @rule(times=st.integers(1, 4))
+    def repeat_well(self, times):
+        self.world.pass_time(0.01)  # nothing is left to be told: the hosts may go short ways
+        for _ in range(times):
+            if self.world.call is None and self.world.repeat():
+                self.poison = None
+                self.go_on_well()
 
 
 def settings_for(examples):
@@ -511,6 +513,38 @@ def test_what_an_ended_call_asked_for_does_not_keep_the_next_one_waiting():
             world.to_master("a")
         world.begin(1)
         until_settled(world)
+    finally:
+        world.close()
+
+
+def test_a_call_that_is_repeated_goes_past_the_host_until_something_else_happens():
+    world = World({"a": 3})
+    remote = world.remotes["a"]
+
+    def work_on():
+        for _ in range(10):
+            world.deliver_all()
+            for number in remote.busy():
+                remote.works(number, "answer", 1e-4)
+        assert world.call.settled
+        world.end()
+
+    try:
+        world.connect("a")
+        world.deliver_all()
+        world.begin(3, kind="slices")
+        work_on()
+        world.pass_time(0.01)  # what was taken in is told to the master
+        laps = []
+        for number in range(7):
+            assert world.repeat()
+            if number == 6:  # a worker dies in the midst of a lap
+                world.deliver_all()
+                remote.works(remote.busy()[0], "answer", 1e-4)
+                remote.works(remote.busy()[0], "die", 0.0)
+            work_on()
+            laps.append(remote.laps)
+        assert laps == [0, 1, 2, 3, 4, 5, 6]
     finally:
         world.close()
 
