@@ -69,7 +69,8 @@ class Circuit(object):
         while True:
             if lap.under_way is not None:
                 nap(lap.patience() / cpus)
-            ready = [ours.get(fd) for fd, _ in poll(max(end - time.monotonic(), 0.0))]
+            found = poll(max(end - time.monotonic(), 0.0))
+            ready = [ours.get(fd) for fd, _ in found]  # type: List[Any]
             if not ready or None in ready:  # it takes long, or somebody else is ready, too
                 return nothing
             for one in ready:

@@ -84,7 +84,7 @@ class Host(Repeating):
         times = [call.estimate for call in self._calls.values() if call.tasks]
         if not times or None in times:
             return 0.0
-        return patience(len(self._tickets), max(times))  # type: ignore[type-var]
+        return patience(len(self._tickets), max(times))  # type: ignore[type-var,arg-type]
 
     def owes(self):
         # type: () -> bool

@@ -200,6 +200,11 @@ class Repeating(Combining):
         """Whether it is worth asking for a `lap`."""
         return self._repeated is not None and not self._tickets
 
+    def answered(self, number, ticket, ok, wrote, seconds, payload):
+        # type: (int, int, bool, bool, float, Any) -> None
+        """The host's part."""
+        raise NotImplementedError
+
     def catch_up(self, lap):
         # type: (Lap) -> None
         """All that went by us, as if it had been told here. `now` is when it is told."""

@@ -31,10 +31,9 @@ from jamtasks.session import Session, State
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.spans import Spans
 from jamtasks.treefold import TreeFold
-from worker_payload import codec, keeping, wire
+from worker_payload import codec, keeping, repeating, wire
 from worker_payload import host as host_module
 from worker_payload import partials as partials_module
-from worker_payload import repeating
 
 AHEAD = 50  # items of a Master.map under way beyond the one that is waited for
 SPAN_BYTES = 600  # in a task; a longer span travels as a blob
