@@ -345,15 +345,6 @@ class Host(Repeating):
         self._quiet = self.now
         self._tight = self._tight and bool(self._calls)
 
-    def _forget_call(self, serial):
-        # type: (int) -> None
-        """Workers are told with what comes next for them."""
-        for worker in self._workers.values():
-            if serial in worker.calls:
-                worker.calls.discard(serial)
-                worker.ended.append(serial)
-                worker.released = False
-
     def refuse(self, serial, reason):
         # type: (int, str) -> None
         """The call cannot be done here."""

@@ -158,6 +158,15 @@ class Repeating(Combining):
         call.params_handle = Handle(params, None)
         call.master.calls[id_] = self._calls[serial] = call
 
+    def _forget_call(self, serial):
+        # type: (int) -> None
+        """Workers are told with what comes next for them."""
+        for worker in self._workers.values():
+            if serial in worker.calls:
+                worker.calls.discard(serial)
+                worker.ended.append(serial)
+                worker.released = False
+
     def _takes_again(self, worker, task, before):
         # type: (Worker, Task, int) -> bool
         """Whether a worker can do a task at once that it did before."""
