@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -664,7 +665,7 @@ class _Fold(Protocol):
 
 
 class _Last:
-    """What was asked for the last time, in case it is asked for again."""
+    """What was asked for the last time, in case it is asked for again. Keeps no data alive."""
 
     def __init__(
         self,
@@ -677,8 +678,8 @@ class _Last:
     ):
         self.call = call
         self._bundle = bundle
-        self._data = data
-        self._slices = slices
+        self._data = weakref.ref(data) if data is not None else None
+        self._slices = weakref.ref(slices) if slices is not None else None
         self._workers = workers
         self._sealed: list[Any] | None = None
         self._asked = asked
@@ -687,13 +688,16 @@ class _Last:
         """Whether that is the same again, but for the params."""
         if bundle is not self._bundle or asked != self._asked or params.begin_digest:
             return False
-        if params.needs_numpy > self.call.needs_numpy or data is not self._data:
+        if params.needs_numpy > self.call.needs_numpy:
             return False
-        return data is None or self._has_same_slices(data, asked[0])
+        if data is None or self._data is None:
+            return data is self._data
+        return data is self._data() and self._has_same_slices(data, asked[0])
 
     def _has_same_slices(self, data: Any, slice_size: int | None) -> bool:
-        if self._sealed is None and self._slices is not None:
-            self._sealed = [self._slices.peek(index) for index in range(len(self._slices))]
+        before = self._slices() if self._slices is not None else None
+        if self._sealed is None and before is not None:  # as long as the call may be repeated
+            self._sealed = [before.peek(index) for index in range(len(before))]
         slices = data.plan(self._workers, slice_size)
         # a dataset forgets digests when it changes
         sealed = [slices.peek(index) for index in range(len(slices))]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 
 import numpy
 import pytest
+from sshd import wait_until
 
 from jamtasks import DataSet, Master
 from jamtasks.errors import TaskFailed
@@ -54,6 +56,20 @@ def test_other_params_on_the_same_data(master, module, rows):
         report = master.last_run
         assert (report.slices, report.bytes_sent, report.retried) == (2, 0, 0)
         assert report.bytes_cached > matrix.nbytes
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+@pytest.mark.parametrize("combine", [None, "host"])
+def test_data_is_not_kept_when_it_is_of_no_more_use(master, module, calls, combine):
+    name = module(SCALED)
+    matrix = numpy.arange(64.0).reshape(-1, 4)
+    data = DataSet(matrix, slice_size=8)
+    for scale in range(calls):
+        assert master.run(name, scale, data, combine=combine)[0] == matrix.sum() * scale
+    kept = [weakref.ref(data), weakref.ref(data._array)]
+    del data, matrix
+    wait_until(lambda: not any(ref() is not None for ref in kept), "the data is let go")
+    assert master.last_run.slices == 2
 
 
 def test_without_data_each_worker_is_called(master, module):
