@@ -62,33 +62,40 @@ def descriptors(ancillary):
 
 
 class Reader(object):
-    """Frames out of what `receive` gives."""
+    """Frames out of what `receive` gives, however small the pieces in which a large one comes."""
 
     def __init__(self):
         # type: () -> None
-        self._data = b""
+        self._pieces = []  # type: List[bytes]
+        self._missing = 0  # bytes, before which a look at the pieces would be of no use
         self._fds = deque()  # type: Deque[int]
 
     def feed(self, data, fds):
         # type: (Union[bytes, memoryview], List[int]) -> List[Tuple[Any, List[int]]]
         if fds:
             self._fds.extend(fds)
-        elif not self._data and len(data) > _FRAME.size:
+        elif not self._pieces and len(data) > _FRAME.size:
             length, count = _FRAME.unpack_from(data)
             if not count and length == len(data) - _FRAME.size:  # as nearly always
                 return [(marshal.loads(data[_FRAME.size :]), [])]
-        data = self._data + bytes(data)
+        self._pieces.append(bytes(data))
+        self._missing -= len(data)
+        if self._missing > 0:
+            return []
+        data = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
         found = []
-        position, end = 0, len(data)
+        position, end, needed = 0, len(data), _FRAME.size
         while end - position >= _FRAME.size:
             length, count = _FRAME.unpack_from(data, position)
-            begin = position + _FRAME.size
+            begin, needed = position + _FRAME.size, _FRAME.size + length
             if begin + length > end:
                 break
             value = marshal.loads(data[begin : begin + length])
             found.append((value, [self._fds.popleft() for _ in range(count)] if count else []))
-            position = begin + length
-        self._data = data[position:] if position else data
+            position, needed = begin + length, _FRAME.size
+        rest = data[position:] if position else data
+        self._pieces = [rest] if rest else []
+        self._missing = needed - len(rest)
         return found
 
 
