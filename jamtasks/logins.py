@@ -40,8 +40,7 @@ class Logins:
         """Raises SettingsError or UsageError for names that mean nothing."""
         if settings is None:
             settings = load(hosts_file, accept_new=accept_new)
-        names = hosts if hosts is None or isinstance(hosts, str) else list(hosts)
-        return cls(settings, settings.select(names), check_project(project))
+        return cls(settings, settings.select(hosts), check_project(project))
 
     def attach(self, spec: HostSpec, attempt: Attempt) -> Attached:
         """As bootstrap.attach."""

@@ -73,7 +73,7 @@ def bundle(module: ModuleType | str, function: str = "mapfunc") -> Bundle:
         module = import_module(module)
     elif not isinstance(module, ModuleType):
         raise ModuleError(
-            f"the module to map is a {type(module).__name__}",
+            f"what is to be mapped is no module but of type {type(module).__name__}",
             "give a module object or its dotted name; mapfunc must be a function in it",
         )
     with _lock:

@@ -80,11 +80,15 @@ class Settings:
             return self.hosts or (self.named(_HERE),)
         if isinstance(names, (str, HostSpec)):
             names = [names]
+        elif not isinstance(names, Iterable):
+            raise _no_host(names)
         chosen: dict[str, HostSpec] = {}
         counts: dict[str, list[int | None]] = {}
         for item in names:
             if isinstance(item, HostSpec):
                 found: list[tuple[HostSpec, int | None]] = [(item, None)]
+            elif not isinstance(item, str):
+                raise _no_host(item)
             else:
                 found = [pair for word in split(item) for pair in self._expand(word, ())]
             for spec, count in found:
@@ -133,6 +137,12 @@ class Settings:
         if spec.transport == "local":
             changes["transport"] = self.fallback.transport
         return dataclasses.replace(spec, **changes)
+
+
+def _no_host(given: object) -> SettingsError:
+    return SettingsError(
+        f"{given!r:.80} is no host", 'give names, as in "lab1,lab2*4", or HostSpecs'
+    )
 
 
 def _with_workers(spec: HostSpec, counts: list[int | None]) -> HostSpec:

@@ -18,7 +18,7 @@ import pytest
 from sshd import kill, wait_until
 
 from jamtasks import DataSet, Master, NumpyMatrixDataSet, TaskFailed, TaskLost
-from jamtasks.errors import EncodingError, ModuleError, NoHostsError, UsageError
+from jamtasks.errors import EncodingError, JamError, ModuleError, NoHostsError, UsageError
 
 
 @pytest.fixture
@@ -28,6 +28,33 @@ def master(host):
 
 
 SUM = "def mapfunc(params, items):\n    return sum(items) * params\n"
+
+
+def test_mistakes_of_callers_are_told_in_a_sentence(lab, module):
+    name, items = module(SUM), [1]
+    with Master([lab.spec("lab1", "local")]) as master:
+        run, each = master.run, master.map
+        mistakes = {
+            "unexpected keyword argument 'combine'": lambda: each(abs, items, combine="host"),
+            "unexpected keyword argument 'slicesize'": lambda: run(name, 1, items, slicesize=1),
+            "combine='hosts' means nothing": lambda: run(name, 1, items, combine="hosts"),
+            "combine=True means nothing": lambda: run(name, 1, items, combine=True),
+            "slice_size 0 is not": lambda: run(name, 1, items, slice_size=0),
+            "slice_size '3' is not": lambda: run(name, 1, items, slice_size="3"),
+            "task_timeout must be": lambda: run(name, 1, items, task_timeout="soon"),
+            "is no module but of type int": lambda: run(3, 1, items),
+            "<lambda>' cannot be sent": lambda: each(lambda item: item, items),
+            "'posixpath.join' cannot be sent": lambda: each("posixpath.join", items),
+            "'int' object is not iterable": lambda: each(textwrap.dedent, 3),
+            "5 is no host": lambda: Master(5),
+            "unexpected keyword argument 'workers'": lambda: Master("localhost", workers=2),
+        }
+        for sentence, mistake in mistakes.items():
+            with pytest.raises((JamError, TypeError)) as raised:
+                mistake()
+            said, *hint = str(raised.value).splitlines()
+            assert sentence in said and len(said) < 160 and len(hint) < 2
+        assert run(name, 3, items) == 3
 
 
 # --- data --------------------------------------------------------------------------------------

@@ -273,6 +273,16 @@ def test_bad_remote_conf(read, text, complaint):
         read(text, name="remote.conf")
 
 
+@pytest.mark.parametrize("names", [5, [5], ["a", None], [["a"]], {1: 2}])
+def test_neither_a_name_nor_a_spec_is_refused(names):
+    with pytest.raises(SettingsError, match=r"^(5|None|\['a'\]|1) is no host\n  give names"):
+        plain().select(names)
+
+
+def test_one_host_need_not_be_in_a_list():
+    assert plain().select(HostSpec("a")) == plain().select([HostSpec("a")])
+
+
 def test_records_are_frozen():
     for record in (HostSpec("a"), Settings()):
         with pytest.raises(AttributeError):
