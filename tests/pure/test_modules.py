@@ -406,8 +406,8 @@ def test_what_is_no_module_to_map(write):
         ("number", "number has no function mapfunc"),
         ("broken", "broken cannot be imported: ZeroDivisionError"),
         ("needs", "needs cannot be imported: No module named 'nowhere'"),
-        (3, "is a int"),
-        (test_circles_end, "is a function"),
+        (3, "of type int"),
+        (test_circles_end, "of type function"),
         (types.ModuleType("made_by_hand"), "no source file"),
         ("sys", "sys has no source file"),
     ]:
