@@ -419,6 +419,7 @@ class Engine:
 
     def end_last(self) -> None:
         """The last call is not going to be repeated. Under the lock."""
+        self._take_back()
         if self._last is not None:
             call, standing = self._last
             self._last = None
@@ -426,6 +427,20 @@ class Engine:
             for link, session in standing.links:
                 if link.session is session:
                     session.send(wire.End(call.id))
+
+    def may_repeat(self, link: Link) -> bool:
+        """Whether the last call is over, may be repeated, and is of this host alone. Under the
+        lock."""
+        standing = self._last[1] if self._last is not None else None
+        for call in self.calls.values():
+            if call.round is None or call.round.left:
+                return False
+            standing = call.round.standing
+        return standing is not None and [one for one, _ in standing.links] == [link]
+
+    def _take_back(self) -> None:
+        for link in self.links.values():
+            link.take_back()
 
     def look_at_rounds(self, now: float) -> None:
         """To be called now and then, under the lock: calls that are repeated get their scheduler
@@ -450,6 +465,7 @@ class Engine:
                 for there, its in standing.links:
                     self._count_sent(call, there, its)
                 return
+            self._take_back()
             self.changed.notify_all()  # a host that is not read because of its answers
             call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)

@@ -26,6 +26,7 @@ FRUITLESS_MAX = 5  # times that a host may be lost in a row, during runs, withou
 LAG_MAX = 16 << 20  # bytes of answers nobody has folded yet: then the host's channel is not read
 JOIN_SECONDS = 5.0
 ROUND_TRIP_MAX = 0.25  # seconds: where a Welcome takes longer, the agent has just begun
+POLL_SECONDS = 0.1  # between looks whether it is still a round that is waited for
 LOOK_SECONDS = 5.0  # between looks at what should have been told
 
 
@@ -55,6 +56,8 @@ class Link:
         self.last_heard = 0.0
         self.reading = False  # silence counts only while somebody listens
         self.given_up = ""  # why the timekeeper ended this connection
+        self.lent = False  # reading, to the thread that waits for a repeated call
+        self._back = threading.Event()  # it is not lent any more
         self._hurry = threading.Event()  # ends the pause before the next attempt
         self._wake = threading.Condition(engine.lock)
         self._writing = threading.Lock()
@@ -170,8 +173,10 @@ class Link:
             self.flush(session)
             data: Buffer = attached.head
             while True:
-                if data:
-                    self._received(session, data)
+                if data and self._received(session, data):
+                    self._lend()
+                else:
+                    self._let_fold()
                 self.reading = True
                 data = channel.read(READ_SIZE)
                 self.reading = False
@@ -216,13 +221,14 @@ class Link:
             engine.changed.notify_all()
         engine.dispatch()
 
-    def _received(self, session: Session, data: Buffer) -> None:
+    def _received(self, session: Session, data: Buffer) -> bool:
+        """Whether this was an answer to a repeated call and nothing else. Raises ProtocolError."""
         engine = self.engine
         with engine.lock:
             now = time.monotonic()
             messages = session.receive(data, now)
             if len(messages) == 1 and engine.closes_round(self, messages[0]):
-                return
+                return True
         # what a task printed is shown before its answer can end the run
         for message in messages:
             if type(message) is wire.Output:
@@ -235,16 +241,67 @@ class Link:
                 self._wake.notify_all()
             # after the last answer of a call the folding thread goes first: it waits for us
             more = session.has_control() or not all(c.settled for c in engine.calls.values())
-            lagging = [call for call in engine.calls.values() if call.lag > LAG_MAX]
         if more:
             engine.dispatch()
-        for call in lagging:
-            with engine.lock:
-                while not engine.changed.wait_for(partial(self._caught_up, call), LOOK_SECONDS):
+        return False
+
+    def _let_fold(self) -> None:
+        """Wait while answers come faster than they are folded."""
+        with self.engine.lock:
+            for call in [call for call in self.engine.calls.values() if call.lag > LAG_MAX]:
+                while not self.engine.changed.wait_for(
+                    partial(self._caught_up, call), LOOK_SECONDS
+                ):
                     pass  # the fold takes its time; its end, and ours, are noticed here
 
     def _caught_up(self, call: Call) -> bool:
         return call.lag <= LAG_MAX // 2 or call.settled or self.engine.closing
+
+    # --- reading, lent to the thread that waits for a repeated call ---------------------------
+
+    def _lend(self) -> None:
+        """Let whoever repeats a call read in our place, until `take_back`: otherwise threads change
+        twice in each round."""
+        with self.engine.lock:
+            if not self.engine.may_repeat(self):
+                return
+            self._back.clear()
+            self.lent = True
+        self._back.wait()
+
+    def take_back(self) -> None:
+        """Our own thread reads from now on. Under the lock."""
+        if self.lent:
+            self.lent = False
+            self._back.set()
+
+    def read_for(self, call: Call, session: Session) -> None:
+        """Read, if reading is lent, until a repeated call is answered, or turns out to be more than
+        that. Called without the lock."""
+        attached, taken = self.attached, False
+        assert attached is not None, "our own thread waits"
+        channel = attached.channel
+        try:
+            self.reading = True
+            while call.round is not None and call.round.left and self.lent:
+                if channel.poll(POLL_SECONDS):
+                    taken = True  # what is read from here on must be heard to its end
+                    data = channel.read(READ_SIZE)
+                    self.last_heard = time.monotonic()
+                    if data:
+                        self._received(session, data)
+                    taken = False
+                    if not data:
+                        break  # our own thread will see it, too
+        except ProtocolError as error:
+            self.given_up = f"protocol error: {error}"
+        finally:
+            self.reading = False
+            if taken:
+                channel.close()
+            if call.round is None or call.round.left:
+                with self.engine.lock:
+                    self.take_back()
 
     # --- writing ---------------------------------------------------------------------------
 

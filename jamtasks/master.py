@@ -243,6 +243,10 @@ class Master:
         try:
             if self._progress is not None:
                 self._progress(0, call.slices, 0)
+            if round_ is not None and len(round_.standing.links) == 1:
+                link, session = round_.standing.links[0]
+                if link.lent:
+                    link.read_for(call, session)
             while round_ is not None and not round_.over.acquire(timeout=POLL):
                 pass
             with engine.lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import subprocess
 import threading
@@ -24,6 +25,7 @@ ATTEMPTS = 20
 LONGEST_PAUSE = 4.0  # seconds
 LOOK_SECONDS = 0.1  # between looks whether a wait is to end
 _SMALL = 32 << 10
+_SHORT, _LONG = 64 << 10, 1 << 20  # bytes to be read at a time: of this and that, and of much
 _IOV_MAX = 512  # the least of all systems' limits is 1024
 
 
@@ -37,6 +39,11 @@ class Channel(ABC):
     @abstractmethod
     def read(self, size: int) -> bytes:
         """Up to size bytes, at least one; b"" when the other end, or close(), has ended it."""
+
+    @abstractmethod
+    def poll(self, seconds: float) -> bool:
+        """Whether there is something to read, or the end, within so many seconds. For one thread
+        at a time."""
 
     @abstractmethod
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -132,6 +139,9 @@ class ProcessChannel(Channel):
             theirs.close()
             their_errors.close()
         self._tail = Tail()
+        self._expected = _SHORT
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         self._write_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._closed = False
@@ -145,10 +155,17 @@ class ProcessChannel(Channel):
                 self._tail.add(data)
 
     def read(self, size: int) -> bytes:
+        # memory for the largest piece is mapped and unmapped, which takes longer than a short one
+        size = min(size, self._expected)
         try:
-            return self._socket.recv(size)
+            data = self._socket.recv(size)
         except OSError:
             return b""
+        self._expected = _SHORT if len(data) < size else _LONG
+        return data
+
+    def poll(self, seconds: float) -> bool:
+        return self._closed or bool(self._poll.poll(seconds * 1000))
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         left = [memoryview(part).cast("B") for part in buffers if len(part)]

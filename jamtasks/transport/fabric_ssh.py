@@ -98,6 +98,8 @@ class _FabricChannel(Channel):
     def __init__(self, host: str, channel: paramiko.Channel):
         super().__init__(host)
         self._channel = channel
+        self._ready = threading.Event()
+        channel.in_buffer.set_event(self._ready)
         self._tail = Tail()
         self._write_lock = threading.Lock()
         # it shares the window with stdout: undrained, a talkative command would hang
@@ -115,6 +117,9 @@ class _FabricChannel(Channel):
             return self._channel.recv(size)
         except (OSError, EOFError):
             return b""
+
+    def poll(self, seconds: float) -> bool:
+        return self._ready.wait(seconds)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         import paramiko
