@@ -20,7 +20,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
 from worker_payload import codec, layout, limits, links, procs, records, shelf, template, wire
 from worker_payload.channel import Channel
-from worker_payload.circuit import Circuit, nap
+from worker_payload.circuit import Circuit
 from worker_payload.gate import Gate
 from worker_payload.host import CREDIT_SECONDS, Host
 from worker_payload.keeping import Keeping
@@ -36,6 +36,7 @@ UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are n
 READ = 256 << 10
 FILL_SECONDS = 200e-6  # in which a pipe fills while a blob comes in
 PIPE_BYTES = 1 << 20  # that a pipe should hold; systems allow users so much
+SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
 F_SETPIPE_SZ = 1031  # of Linux; Python knows it from 3.10 on
 GATHER = 4  # looks for more answers before those that are here are passed on
 PLACES = 8192  # on the board: workers at a time
@@ -176,7 +177,7 @@ class Agent(object):
         workers = [self._workers[number] for number in lap.workers if number in self._workers]
         if channel is None or len(workers) < len(lap.workers):
             return
-        circuit = Circuit(lap, channel, workers, self.cpus, self._take_in, self._take_answers)
+        circuit = Circuit(lap, channel, workers, self._take_in, self._take_answers)
         if not circuit.is_clear():
             return
         todo = circuit.run(self._poller.poll, until)
@@ -197,7 +198,8 @@ class Agent(object):
         seconds = self._host.patience() / self.cpus
         if self._host.owes():
             seconds = FILL_SECONDS  # a blob comes in: fewer and larger pieces
-        nap(seconds)
+        if seconds > SHORTEST_NAP:
+            time.sleep(min(seconds, LONGEST_NAP))
 
     def _handle(self, ready):
         # type: (Any) -> None

@@ -14,15 +14,8 @@ from worker_payload.repeating import LAP_SECONDS, Lap
 from worker_payload.workerio import WorkerIO
 
 READ = 128 << 10  # bytes; what is longer is no lap
-SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
 
 Todo = Callable[[], None]
-
-
-def nap(seconds):
-    # type: (float) -> None
-    if seconds > SHORTEST_NAP:
-        time.sleep(min(seconds, LONGEST_NAP))
 
 
 def nothing():
@@ -38,7 +31,6 @@ class Circuit(object):
         lap,  # type: Lap
         channel,  # type: Channel
         workers,  # type: List[WorkerIO]
-        cpus,  # type: int
         on_data,  # type: Callable[[Channel, Any], None]
         on_answers,  # type: Callable[[WorkerIO, Any], None]
     ):
@@ -46,7 +38,6 @@ class Circuit(object):
         self.lap = lap
         self.channel = channel
         self.workers = workers
-        self._cpus = cpus
         self._on_data = on_data
         self._on_answers = on_answers
         self._ours = dict((io.replies.fileno(), io) for io in workers)  # type: Dict[int, Any]
@@ -64,23 +55,19 @@ class Circuit(object):
         # type: (Callable[[float], List[Any]], float) -> Todo
         """Laps until then, or until something else happens: what is to be done about that, once the
         host has caught up."""
-        lap, ours, channel, cpus = self.lap, self._ours, self.channel, self._cpus
+        lap, ours, channel = self.lap, self._ours, self.channel
         end = until
         while True:
-            if lap.under_way is not None:
-                nap(lap.patience() / cpus)
             found = poll(max(end - time.monotonic(), 0.0))
             ready = [ours.get(fd) for fd, _ in found]  # type: List[Any]
             if not ready or None in ready:  # it takes long, or somebody else is ready, too
                 return nothing
             for one in ready:
-                if one is channel:
-                    todo = self._begin()
-                    end = min(until, time.monotonic() + LAP_SECONDS)
-                else:
-                    todo = self._take(one)
+                todo = self._begin() if one is channel else self._take(one)
                 if todo is not None:
                     return todo
+            if channel in ready:
+                end = min(until, time.monotonic() + LAP_SECONDS)
             result = lap.result()
             if result is not None:
                 end = until

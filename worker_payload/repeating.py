@@ -43,12 +43,9 @@ class Lap(object):
         self.under_way = None  # type: Optional[Tuple[int, int, bytes]]  # call, like, params
         self.base = serial  # what the next one counts from
         self.answers = []  # type: List[Tuple[int, int, float, Any]]
-        self._count = len(workers)
-        # each worker counts its ticket from the call's serial, as it did the last time
-        self._offsets = dict((number, i + 1) for i, number in enumerate(self.workers))
+        self._open = {}  # type: Dict[int, int]  # whose answers are to come, by ticket
         tasks = zip(self.workers, call.told, workers)
         self._names = dict((number, (task.id, w.slot)) for number, task, w in tasks)
-        self._answered = set()  # type: Any
 
     def begin(self, data):
         # type: (Any) -> Optional[bytes]
@@ -60,7 +57,11 @@ class Lap(object):
         call, like, params = found
         if like != self.id or call == like or len(params) > PARAMS_INLINE:
             return None
-        self.under_way, self.answers, self._answered = found, [], set()
+        self.under_way, self.answers = found, []
+        # each worker counts its ticket from the call's serial, as it did the last time
+        self._open = dict(
+            zip(range(self.base + 2, self.base + 2 + len(self.workers)), self.workers)
+        )
         return links.frame([(LAP, self.base + 1, params)])
 
     def take(self, worker, answers):
@@ -70,34 +71,25 @@ class Lap(object):
         if type(answers) is not list or len(answers) != 1 or self.under_way is None:
             return False
         ok, wrote, ticket, seconds, payload = answers[0]
-        if not ok or wrote or worker in self._answered:
+        if not ok or wrote or self._open.pop(ticket, None) != worker:
             return False
-        if ticket - self.base - 1 != self._offsets[worker]:
-            return False
-        self._answered.add(worker)
         self.answers.append((worker, ticket, seconds, payload))
-        self.estimate += (seconds - self.estimate) / 4
         return True
 
     def result(self):
         # type: () -> Optional[wire.Result]
         """The answer to the master, when all is here. With it this lap is over."""
-        if len(self.answers) < self._count or self.under_way is None:
+        if self._open or self.under_way is None:
             return None
-        items, segments, names = [], [], self._names
+        items, segments = [], []
         for worker, _, seconds, payload in self.answers:
-            task, slot = names[worker]
-            items.append([task, slot, len(payload), round(seconds, 6)])
+            items.append([*self._names[worker], len(payload), round(seconds, 6)])
             segments += payload
+            self.estimate += (seconds - self.estimate) / 4
         self.id, self.under_way = self.under_way[0], None
         self.serial = self.base + 1
-        self.base = self.serial + self._count
+        self.base = self.serial + len(self.workers)
         return wire.Result(self.id, items, segments)
-
-    def patience(self):
-        # type: () -> float
-        """Like Host.patience."""
-        return patience(self._count - len(self.answers), self.estimate)
 
 
 class Repeating(Combining):

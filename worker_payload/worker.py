@@ -425,12 +425,6 @@ def main(sock, replies, board, place):
     """The life of a worker process, from fork to exit. Never returns."""
     pid, status = os.getpid(), 1
     try:
-        if hasattr(os, "SCHED_BATCH"):
-            # waking us up then does not interrupt the agent, which has others to wake
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except OSError:
-        pass
-    try:
         Worker(sock, replies, board, place).run()
         status = 0
     except (KeyboardInterrupt, ConnectionError):

@@ -157,8 +157,8 @@ class WorkerIO(object):
             data = self._pending + data
         elif len(data) > ONE_SEGMENT.size:
             kind, wrote, ticket, seconds, count, length = ONE_SEGMENT.unpack_from(data)
-            if count == 1 and len(data) == ONE_SEGMENT.size + length:  # as nearly always
-                return [_answer((kind, wrote, ticket, seconds), [data[ONE_SEGMENT.size :]])]
+            if kind == RESULT and count == 1 and len(data) == ONE_SEGMENT.size + length:
+                return [(True, wrote, ticket, seconds, [data[ONE_SEGMENT.size :]])]  # mostly
         found = []
         position, end = 0, len(data)
         while end - position >= ANSWER.size:
