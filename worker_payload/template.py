@@ -27,6 +27,7 @@ THREADS = (
     "NUMEXPR_NUM_THREADS",
 )
 
+KEPT_BYTES = 16 << 20  # what is smaller and freed in a worker is not given back at once
 ORPHANS_SECONDS = 0.5  # that killing what a dead worker left may take; no worker begins meanwhile
 
 # from the agent, as (kind, name, ...); from us likewise
@@ -92,7 +93,12 @@ def _highest():
 
 def _prepare(settings):
     # type: (Dict[str, Any]) -> str
-    """Environment, priority and numpy of all workers of this kind; numpy's version, or ""."""
+    """Environment, priority, memory and numpy of all workers of this kind; numpy's version, or
+    ""."""
+    # Of what was freed glibc keeps twice the largest block that was freed so far. Without this the
+    # temporary arrays of a map function are new pages from the system each time, which takes as
+    # long as computing with them. Idle workers give all back (`calls.release_memory`).
+    bytes(KEPT_BYTES)  # made, and freed at once
     threads = str(settings.get("threads") or 1)
     for name in THREADS:
         os.environ[name] = threads

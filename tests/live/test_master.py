@@ -83,6 +83,26 @@ def test_without_a_dataset_each_worker_is_called_once(lab, host, module):
     assert len({pid for pid, _ in answers}) == 3 and {p for _, p in answers} == {"p"}
 
 
+def test_arrays_of_a_map_function_are_made_in_memory_that_is_there(master, module):
+    """And not in new pages each time, 1,536 here."""
+    name = module(
+        """
+        import resource
+        import numpy
+        def compute():
+            first = numpy.ones(1 << 18)
+            second = first + 1
+            return (first * second).sum()
+        def mapfunc(params, piece):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(20):
+                compute()
+            return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+        """
+    )
+    assert 0 < master.run(name, None, [0], slice_size=1) < 150
+
+
 def test_a_matrix_is_sent_once_and_never_again(master, host, module):
     name = module("def mapfunc(params, rows):\n    return rows.sum()\n")
     matrix = numpy.arange(40000.0).reshape(400, 100)
