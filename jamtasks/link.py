@@ -314,11 +314,9 @@ class Link:
             return
         if not self.engine.is_timekeeper() and self._writing.acquire(blocking=False):
             try:
-                while True:
-                    with self.engine.lock:
-                        buffers = session.control()
-                    if not buffers:
-                        break
+                with self.engine.lock:
+                    buffers = session.control()
+                if buffers:
                     attached.channel.write(buffers)
             except (HostError, OSError):
                 attached.channel.close()  # the reader sees the end and says why

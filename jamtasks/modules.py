@@ -80,9 +80,10 @@ def bundle(module: ModuleType | str, function: str = "mapfunc") -> Bundle:
         made = _made.get(module.__name__)
         if made is None or made.bundle.module is not module or made.stale():
             made = _made[module.__name__] = _make(module)
-        current = _loaded(made.sources, module)
-        if current != made.bundle.modules:
-            made.bundle = replace(made.bundle, modules=current)
+        loaded = [id(sys.modules.get(name)) for name in made.sources]
+        if loaded != made.loaded:
+            made.loaded = loaded
+            made.bundle = replace(made.bundle, modules=_loaded(made.sources, module))
     if not has(module, function):
         hint = "it needs `def mapfunc(params, dataset): ...`" if function == "mapfunc" else None
         raise ModuleError(f"{module.__name__} has no function {function}", hint)
@@ -157,8 +158,11 @@ class _Source:
 
 @dataclass
 class _Made:
+    """loaded: which modules are here by the sources' names, when that was looked at last."""
+
     bundle: Bundle
     sources: dict[str, _Source]
+    loaded: list[int] = field(default_factory=list)
 
     def stale(self) -> bool:
         return any(

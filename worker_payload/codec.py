@@ -311,9 +311,15 @@ def settled(value, ours):
 # --- blobs -------------------------------------------------------------------------------------
 
 
+_LENGTH = struct.Struct("<Q")
+_GAP = b"\0" * (-(_BLOB.size + _LENGTH.size) % ALIGN)
+
+
 def blob_parts(segments):
     # type: (Sequence[Buffer]) -> List[Buffer]
     """The segments as one file: lengths first, each segment at a multiple of ALIGN."""
+    if len(segments) == 1:  # as most are
+        return [_BLOB.pack(_BLOB_MAGIC, 1) + _LENGTH.pack(len(segments[0])) + _GAP, segments[0]]
     lengths = [len(part) for part in segments]
     head = _BLOB.pack(_BLOB_MAGIC, len(lengths)) + struct.pack("<%dQ" % len(lengths), *lengths)
     parts = [head]  # type: List[Buffer]

@@ -625,8 +625,12 @@ class Decoder:
 
     def _feed(self, data):
         # type: (Buffer) -> List[Message]
-        messages = []  # type: List[Message]
         view = memoryview(data)
+        if not self._pending and self._frame is None:
+            whole = self._whole(view)
+            if whole is not None:
+                return [whole]
+        messages = []  # type: List[Message]
         if self._frame is not None:
             view = self._fill(view, messages)
             if self._frame is not None:
@@ -673,6 +677,23 @@ class Decoder:
         if position < end:
             self._pending = bytearray(view[position:])
         return messages
+
+    def _whole(self, view):
+        # type: (memoryview) -> Optional[Message]
+        """The message, if these bytes are one short frame with one segment or none, as most are."""
+        end = len(view)
+        if not HEAD.size + SPAN.size <= end < _STREAM_FROM:
+            return None
+        magic, kind, length, count = HEAD.unpack_from(view)
+        self._check_head(magic, kind, length, count)
+        body = HEAD.size + 8 * count
+        if (
+            count > 1
+            or body + length + (SPAN.unpack_from(view, HEAD.size)[0] if count else 0) != end
+        ):
+            return None
+        header = bytes(view[body : body + length])
+        return _parse(kind, header, [bytearray(view[body + length :])] if count else [])
 
     def _check_head(self, magic, kind, header_length, count):
         # type: (bytes, int, int, int) -> None

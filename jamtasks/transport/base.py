@@ -168,9 +168,12 @@ class ProcessChannel(Channel):
         return self._closed or bool(self._poll.poll(seconds * 1000))
 
     def write(self, buffers: Sequence[Buffer]) -> None:
-        left = [memoryview(part).cast("B") for part in buffers if len(part)]
         try:
             with self._write_lock:
+                if len(buffers) == 1 and len(buffers[0]) <= _SMALL:
+                    self._socket.sendall(buffers[0])  # as nearly always
+                    return
+                left = [memoryview(part).cast("B") for part in buffers if len(part)]
                 while left:
                     sent = self._socket.sendmsg(left[:_IOV_MAX])
                     done = 0
