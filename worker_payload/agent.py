@@ -133,7 +133,6 @@ class Agent(object):
         signal.set_wakeup_fd(self._wake_end)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: self.stop("signal %d" % number))
-        gc.collect()
         if hasattr(gc, "set_threshold"):  # CPython's
             gc.set_threshold(50000)  # what is made for a message goes with it, without cycles
         self._gate.open()

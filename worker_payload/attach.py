@@ -3,16 +3,20 @@
 This runs at every connection, so it imports little and reads nothing that it does not need.
 """
 
-import array
 import errno
 import fcntl
 import os
-import socket
 import sys
 import time
-from typing import Any, List, Optional
+
+# of `socket` it needs only what that is made of, and none of its tables of names
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket, timeout
 
 from worker_payload import layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, List, Optional
 
 TRIES = 5
 SILENCE = 2.0  # seconds
@@ -66,8 +70,8 @@ def _is_deserted(fd):
 
 
 def _connect(run, project, build):
-    # type: (layout.RunDir, str, str) -> Optional[socket.socket]
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # type: (layout.RunDir, str, str) -> Optional[socket]
+    sock = socket(AF_UNIX, SOCK_STREAM)
     sock.settimeout(SILENCE)
     try:
         sock.connect(run.socket(layout.socket_name(project, build)))
@@ -80,19 +84,19 @@ def _connect(run, project, build):
 
 
 def _introduce(sock, project, build, marker):
-    # type: (socket.socket, str, str, str) -> Optional[str]
+    # type: (socket, str, str, str) -> Optional[str]
     """None if the agent took our descriptors, else why not."""
     try:
         sock.sendall(("JAM %s %s %s\n" % (build, project, marker)).encode("ascii"))
         answer = _line(sock)
         if answer != b"READY":
             return _why(answer)
-        rights = array.array("i", [0, 1]).tobytes()
-        sock.sendmsg([b"FDS\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1))  # two C ints
+        sock.sendmsg([b"FDS\n"], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         answer = _line(sock)
         return None if answer == b"TAKEN" else _why(answer)
     except OSError as error:
-        return "it says nothing" if isinstance(error, socket.timeout) else str(error)
+        return "it says nothing" if isinstance(error, timeout) else str(error)
 
 
 def _why(answer):
@@ -101,7 +105,7 @@ def _why(answer):
 
 
 def _line(sock):
-    # type: (socket.socket) -> bytes
+    # type: (socket) -> bytes
     line = b""
     while not line.endswith(b"\n"):
         data = sock.recv(1)
@@ -112,7 +116,7 @@ def _line(sock):
 
 
 def _wait(sock):
-    # type: (socket.socket) -> int
+    # type: (socket) -> int
     """Live as long as the agent holds our descriptors, so that sshd keeps the channel."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

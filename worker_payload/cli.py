@@ -1,4 +1,4 @@
-"""What this payload can be asked on a host: python <build>.pyz VERB ...
+"""What this payload can be asked on a host: python FOLDER VERB ...
 
     attach MARKER PROJECT [local] [keep]   become the channel to the project's agent
     fire MARKER PROJECT                    end the project's agents and job workers here
@@ -15,9 +15,12 @@ with "error" (and "hint") says why there is no other.
 
 import os
 import sys
-from typing import Any, Dict, List, Optional
 
 from worker_payload import layout
+
+TYPE_CHECKING = False  # typing takes longer to import than all of this
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
 
 try:
     from worker_payload._build import BUILD

@@ -15,7 +15,6 @@ import copyreg
 import hashlib
 import io
 import pickle
-import pickletools
 import re
 import struct
 import sys
@@ -212,6 +211,8 @@ def needs_numpy(segments):
 def _refuse_numpy(data):
     # type: (bytes) -> None
     """Raise EncodeError if the pickle names a global of numpy: other versions may lack it."""
+    import pickletools  # which takes long to import
+
     recent = ["", ""]  # type: List[Any]
     memo = []  # type: List[Any]
     for opcode, argument, _ in pickletools.genops(data):

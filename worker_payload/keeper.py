@@ -8,9 +8,12 @@ of a pipe, reads EOF when the keeper is gone, and ends itself and its own.
 import os
 import signal
 import time
-from typing import Any, Callable, Optional
 
 from worker_payload import procs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Optional
 
 DRAIN = signal.SIGUSR1  # passed on to the child, which is to end when its work at hand is done
 

@@ -2,13 +2,15 @@
 in a session of its own."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional
 
 from worker_payload import layout, procs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional
 
 _WITHIN = 15.0
 _SCREEN_WITHIN = 5.0  # after which a screen that shows no agent is taken for a broken one
@@ -49,11 +51,11 @@ class Started(object):
         self._mark = mark
         self._log = log
         self._environ = dict(os.environ if environ is None else environ)
-        self._screen = shutil.which("screen")
+        self._screen = _which("screen")
         self._looked = 0.0
         self._begun = False
         # the mark is for the payload, not for screen's own process, which ends by itself
-        if self._screen and shutil.which("env"):
+        if self._screen and _which("env"):
             line = [self._screen, "-dmS", name, "env", "%s=%s" % (procs.OWNER, mark)]
             line = _scope() + line + command() + arguments
             self._begun = _run(line, self._environ)
@@ -114,15 +116,25 @@ class Started(object):
 def _wait(listens, seconds, lives):
     # type: (Callable[[], bool], float, Callable[[], bool]) -> bool
     deadline = time.monotonic() + seconds
-    pause = 0.004
-    while time.monotonic() < deadline:
+    begun = now = time.monotonic()
+    while now < deadline:
         if listens():
             return True
         if not lives():
             return listens()
-        time.sleep(pause)
-        pause = min(pause * 1.2, 0.05)
+        time.sleep(min(max((now - begun) / 20, 0.003), 0.05))
+        now = time.monotonic()
     return False
+
+
+def _which(name):
+    # type: (str) -> Optional[str]
+    """As shutil.which, which takes longer to import than to run."""
+    for place in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(place, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def _run(line, environ=None):
@@ -154,7 +166,7 @@ def _scope():
     except (ImportError, KeyError):
         return []
     lingers = os.path.exists("/var/lib/systemd/linger/" + user)
-    run = shutil.which("systemd-run")
+    run = _which("systemd-run")
     if os.getuid() == 0 or not lingers or not run:
         return []
     line = [run, "--user", "--scope", "--quiet", "--"]

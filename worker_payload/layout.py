@@ -3,19 +3,21 @@
 An agent is found by its socket, is alone by its lock, and explains itself in its log. All lie in
 one directory per user that no other user can have prepared: it is opened without following
 links and looked at through the descriptor, never by name.
+
+Every connection begins with this module: it imports only what Python has loaded anyway.
 """
 
-import binascii
 import errno
-import hashlib
 import os
-import re
 import stat
-from typing import List, Mapping, NamedTuple, Optional, Tuple
 
-PROJECT = re.compile(r"[A-Za-z0-9_-]{1,40}\Z")
-_AGENT_LOCK = re.compile(r"agent\.([A-Za-z0-9_-]{1,40})\.([A-Za-z0-9]+)\.lock\Z")
-_WORKER_LOCK = re.compile(r"worker\.([A-Za-z0-9_-]{1,40})\.([1-9][0-9]{0,3})\.lock\Z")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Mapping, Optional, Tuple
+
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_AGENT_LOCK = r"agent\.([A-Za-z0-9_-]{1,40})\.([A-Za-z0-9]+)\.lock\Z"
+_WORKER_LOCK = r"worker\.([A-Za-z0-9_-]{1,40})\.([1-9][0-9]{0,3})\.lock\Z"
 _SOCKET_PATH_MAX = 103  # of sun_path on macOS; Linux has 107
 
 
@@ -23,11 +25,13 @@ class LayoutError(Exception):
     """No directory here can be ours alone; says of each why not."""
 
 
-class RunDir(NamedTuple):
+class RunDir(object):
     """The host-private directory: its path, and a descriptor that stays on it."""
 
-    path: str
-    fd: int
+    def __init__(self, path, fd):
+        # type: (str, int) -> None
+        self.path = path
+        self.fd = fd
 
     def file(self, name):
         # type: (str) -> str
@@ -168,6 +172,8 @@ def master_name(project):
 
 def master_names(run, project):
     # type: (RunDir, str) -> List[str]
+    import re
+
     wanted = re.compile(r"master\.%s\.[0-9a-f]{16}\.json\Z" % re.escape(project))
     return sorted(name for name in os.listdir(run.path) if wanted.match(name))
 
@@ -187,8 +193,12 @@ def owner_prefix(run, project):
     # type: (RunDir, str) -> str
     """How the marks of all agents of a project begin: of those of this run directory only, because
     agents elsewhere (a container's, a test's) are not ours to end."""
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib loads OpenSSL
+    except ImportError:
+        from hashlib import sha256
     path = os.fsencode(os.path.realpath(run.path))
-    return "%s.%s." % (project, hashlib.sha256(path).hexdigest()[:16])
+    return "%s.%s." % (project, sha256(path).hexdigest()[:16])
 
 
 def owner(run, project, build):
@@ -205,15 +215,17 @@ def aside(name):
 
 def nonce():
     # type: () -> str
-    return binascii.hexlify(os.urandom(8)).decode("ascii")
+    return os.urandom(8).hex()
 
 
 def agent_locks(run):
     # type: (RunDir) -> List[Tuple[str, str, str]]
     """(project, build, file name) of every agent that runs or ran here."""
+    import re
+
     found = []
     for name in sorted(os.listdir(run.path)):
-        match = _AGENT_LOCK.match(name)
+        match = re.match(_AGENT_LOCK, name)
         if match:
             found.append((match.group(1), match.group(2), name))
     return found
@@ -231,9 +243,11 @@ def worker_lock_name(project, number):
 def worker_locks(run, project):
     # type: (RunDir, str) -> List[Tuple[int, str]]
     """(number, file name) of every job worker that runs or ran here."""
+    import re
+
     found = []
     for name in os.listdir(run.path):
-        match = _WORKER_LOCK.match(name)
+        match = re.match(_WORKER_LOCK, name)
         if match and match.group(1) == project:
             found.append((int(match.group(2)), name))
     return sorted(found)
@@ -276,4 +290,4 @@ def worker_mark(run, project, number):
 
 def is_project(name):
     # type: (Optional[str]) -> bool
-    return bool(name) and PROJECT.match(name) is not None  # type: ignore[arg-type]
+    return name is not None and 1 <= len(name) <= 40 and _LETTERS.issuperset(name)

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Dict
 
-from worker_payload import fire, layout, limits, procs
+from worker_payload import fire, layout, limits
 
 
 def probe(run):
@@ -21,7 +21,9 @@ def probe(run):
     except Exception as error:
         version = ""
         notes.append("numpy does not import: %s" % error)
-    if procs._ctypes is None:
+    try:
+        import ctypes  # noqa: F401
+    except ImportError:
         notes.append("this Python lacks ctypes: processes that leave their group may stay behind")
     return {
         "python": platform.python_version(),

@@ -7,28 +7,29 @@ carry a mark in the environment they were started with.
 import os
 import signal
 import time
-from typing import Callable, Dict, Iterable, List, NamedTuple, Set
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, Iterable, List, Set
 
 OWNER = "JAM_OWNER"  # in the environment of everything an agent starts; see layout.owner
 WORKER = "JAM_WORKER"  # in the environment of what a worker's user code starts
 
-try:
-    import ctypes as _ctypes
-except ImportError:
-    _ctypes = None  # type: ignore[assignment]
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class Process(NamedTuple):
+class Process(object):
     """state: one letter; Z is a zombie. started: clock ticks after boot."""
 
-    pid: int
-    parent: int
-    group: int
-    session: int
-    state: str
-    started: int
+    def __init__(self, pid, parent, group, session, state, started):
+        # type: (int, int, int, int, str, int) -> None
+        self.pid = pid
+        self.parent = parent
+        self.group = group
+        self.session = session
+        self.state = state
+        self.started = started
 
 
 def look(pid):
@@ -215,9 +216,9 @@ def adopt_orphans():
 
 def _prctl(option, value):
     # type: (int, int) -> bool
-    if _ctypes is None:
-        return False
     try:
-        return _ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
-    except (AttributeError, OSError):
+        import ctypes
+
+        return ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
+    except (ImportError, AttributeError, OSError):
         return False

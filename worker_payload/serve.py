@@ -1,13 +1,17 @@
 """What runs in the background: a keeper, and below it the agent that holds the project's lock."""
 
 import fcntl
+import gc
 import json
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional
 
 from worker_payload import attach, keeper, layout, procs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
 
 IDLE = 900.0
 _LOCK_WITHIN = 15.0  # seconds that a predecessor may take to end
@@ -76,10 +80,14 @@ def _agent(run, project, build, idle, pipe, log):
     if lock is None:
         return 0
     log.begin()
+    gc.disable()  # what is imported stays
     # imported here, so that the keeper stays small
     from worker_payload.agent import Agent
     from worker_payload.host import MASTER_GONE_AFTER
 
+    if hasattr(gc, "freeze"):
+        gc.freeze()
+    gc.enable()
     gone_after = float(os.environ.get("JAM_MASTER_GONE_AFTER") or MASTER_GONE_AFTER)
     Agent(project, build, run, lock, idle, gone_after, pipe, log).run()
     return 0
