@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import sys
 import threading
 import time
@@ -48,10 +47,10 @@ SCRIPT = (
     "q=;{ read h </proc/sys/kernel/hostname||h=$(uname -n);read q <$c/python/$h-$5;} 2>/dev/null;"
     "case $q in /*)[ -x $q ]&&[ -f $p ]&&{ echo $m:W;exec $q $6 $p $7 $m $8;};;esac;"
     "shift 8;t=$1;l=$2;shift 2;"
-    "for q do $q -c $t </dev/null >&2 2>/dev/null&&{ echo $m:L;exec $q -c $l;};done;"
+    "for q do $q -S -c $t </dev/null >&2 2>/dev/null&&{ echo $m:L;exec $q -S -c $l;};done;"
     "echo $m:X;exit 69"
 )
-NEW_ENOUGH = "import sys;sys.exit(sys.version_info<(3,6))"
+NEW_ENOUGH = "import sys;1/(sys.version_info>=(3,6))"  # by zero, else
 RUN_LOADER = "import io;exec(io.BufferedReader(io.FileIO(0,closefd=False)).read(%d))"
 PYTHONS = (
     "python3 /usr/bin/python3 python /usr/libexec/platform-python python3.12 python3.11 python3.9 "
@@ -166,14 +165,30 @@ def _there(
     repair: bool,
     attempt: Attempt,
 ) -> _Talk:
+    connection = transport.connect(spec, settings, attempt)
+    try:
+        marker, line, answers = _words(spec, verb, project, fresh, repair)
+        with attempt.during(connection.cut):
+            channel = connection.exec(line)
+        channel.owned = connection
+        attempt.ends_with(channel.close)
+    except BaseException:
+        connection.close()
+        raise
+    return _Talk(spec, channel, marker, answers).run()
+
+
+def _words(
+    spec: HostSpec, verb: str, project: str, fresh: bool, repair: bool
+) -> tuple[str, str, dict[str, bytes]]:
+    """The marker, the command line, and what is answered to what it may ask for."""
     payload = archive.payload()
-    halves = secrets.token_hex(8), secrets.token_hex(8)
+    halves = os.urandom(8).hex(), os.urandom(8).hex()
     marker = halves[1] + halves[0]
     told = {
         "marker": marker,
         "build": payload.build,
         "size": len(payload.data),
-        "sha256": hashlib.sha256(payload.data).hexdigest(),
         "verb": verb,
         "project": project,
         "python": spec.python,
@@ -189,16 +204,7 @@ def _there(
         "N": payload.data,
     }
     line = command_line(spec, halves, payload.build, verb, project, answers, fresh)
-    connection = transport.connect(spec, settings, attempt)
-    try:
-        with attempt.during(connection.cut):
-            channel = connection.exec(line)
-        channel.owned = connection
-        attempt.ends_with(channel.close)
-    except BaseException:
-        connection.close()
-        raise
-    return _Talk(spec, channel, marker, answers).run()
+    return marker, line, answers
 
 
 def command_line(
@@ -273,7 +279,7 @@ def _here(
             place = error.filename or cache
             message = f"cannot write to {place}: {error.strerror}"
             raise HostError(spec.label, message, "set JAM_CACHE_DIR to another place") from None
-    marker = secrets.token_hex(16)
+    marker = os.urandom(16).hex()
     python = os.path.expanduser(spec.python) if spec.python else sys.executable
     argv = [python, *_OPTIONS[verb], main, verb, marker, project]
     if verb == "attach":

@@ -6,30 +6,28 @@ was found; so it is written for Python 3.6, imports nothing of jam and reads std
 On this machine bootstrap.py calls `install` directly.
 """
 
-import binascii
+import sys
+
+if __name__ == "__main__":  # on a host: what lies in the home, where we are, is no module of Python
+    sys.path[:] = filter(None, sys.path)
+
 import contextlib
 import errno
-import glob
-import hashlib
-import io
-import json
 import os
-import re
-import shutil
 import subprocess
-import sys
+import threading
 import time
-import zipfile
 
 if False:  # for type checkers: the host need not have typing, and it takes time
+    from collections.abc import Iterator
     from typing import Any
 
     Answer = tuple[bool, tuple[int, ...], bool, str]
 
-# marker, build, size, sha256, verb, project, python, prepared, key, options, repair
+# marker, build, size, verb, project, python, prepared, key, options, repair
 TOLD: "dict[str, Any]" = {}
 
-_NAME = re.compile(r"(python|python3(\.[0-9]+)?|pypy3(\.[0-9]+)?)$")
+_NAMES = ("python", "python3", "pypy3")  # and the last two with .1 and so on
 _PLACES = (
     "/usr/local/bin /usr/bin /bin /opt/*/bin /opt/homebrew/bin /usr/local/python*/bin "
     "~/.local/bin ~/.pyenv/versions/*/bin ~/miniconda3/bin ~/miniforge3/bin ~/mambaforge/bin "
@@ -39,11 +37,25 @@ _MOST = 40  # candidates that are looked at
 _AT_ONCE = 4
 _PATIENCE = 20.0  # seconds for a candidate to say who it is
 _UNUSED = 30 * 86400.0  # seconds after which another build's payload goes
+# as importlib.util.find_spec does, which takes longer to import than all of this to run
 _ASK = """
 import sys
-from importlib.util import find_spec
 v = sys.version_info
-print(v[0], v[1], v[2], sys.implementation.name, int(find_spec("numpy") is not None))
+finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+numpy = any(find("numpy", None) is not None for find in finders if find)
+print(v[0], v[1], v[2], sys.implementation.name, int(numpy))
+"""
+
+
+# what is imported first comes first; nothing is run
+_COMPILE = """
+import os, sys
+from importlib.machinery import SourceFileLoader
+os.chdir(os.path.join(sys.argv[1], "worker_payload"))
+first = "cli.py layout.py attach.py launch.py procs.py serve.py keeper.py agent.py".split()
+for name in first + sorted(set(os.listdir(".")) - set(first)):
+    if name.endswith(".py"):
+        SourceFileLoader(name[:-3], os.path.abspath(name)).get_code(name[:-3])
 """
 
 
@@ -55,21 +67,9 @@ def main() -> None:
     cache = os.environ.get("JAM_CACHE_DIR") or os.path.join(
         os.path.expanduser("~"), ".cache", "jam"
     )
+    folder = os.path.join(cache, "payload", TOLD["build"])
     try:
-        folder = os.path.join(cache, "payload", TOLD["build"])
-        lacking = TOLD["repair"] or not is_installed(folder)
-        if lacking:
-            _say("N")  # it is on its way while we look for a Python
-        try:
-            python = _choose()
-        finally:
-            data = _receive(TOLD["size"]) if lacking else b""
-        if lacking:
-            if hashlib.sha256(data).hexdigest() != TOLD["sha256"]:
-                raise Unable("the payload was damaged on its way here", "")
-            install(cache, TOLD["build"], data, TOLD["repair"])
-            _compile(python, folder)
-        _remember(cache, python)
+        python = _prepare(cache, folder)
         argv = [python] + TOLD["options"] + [os.path.join(folder, "__main__.py")]
         argv += [TOLD["verb"], TOLD["marker"], TOLD["project"]]
         try:
@@ -77,17 +77,39 @@ def main() -> None:
         except OSError as error:
             raise Unable("cannot run %s: %s" % (python, error.strerror), "")
     except Unable as error:
-        message, hint = error.args
+        _fail(*error.args)
     except OSError as error:
         message = "cannot write to %s: %s" % (error.filename or cache, error.strerror)
-        hint = "have `prepare:` export JAM_CACHE_DIR, a directory that can be written"
-    reason = json.dumps({"message": message, "hint": hint}).encode("ascii")
-    _say("X" + binascii.hexlify(reason).decode("ascii"))
-    sys.exit(69)
+        _fail(message, "have `prepare:` export JAM_CACHE_DIR, a directory that can be written")
+
+
+def _prepare(cache: str, folder: str) -> str:
+    """Install what is missing, and choose a Python: its path. Raises Unable, OSError."""
+    choice = _InThread(_choose)
+    lacking = TOLD["repair"] or not is_installed(folder)
+    if lacking:
+        _say("N")
+        data = _receive(TOLD["size"])
+        if digest(data) != TOLD["build"]:
+            raise Unable("the payload was damaged on its way here", "")
+        install(cache, TOLD["build"], data, TOLD["repair"])
+        _compile(sys.executable, folder)  # most likely that is what will be chosen
+    python = choice.result()
+    if lacking and os.path.realpath(python) != os.path.realpath(sys.executable):
+        _compile(python, folder)
+    _remember(cache, python)
+    return python
 
 
 def _say(text: str) -> None:
     os.write(1, ("%s:%s\n" % (TOLD["marker"], text)).encode("ascii"))
+
+
+def _fail(message: str, hint: str) -> None:
+    import json
+
+    _say("X" + json.dumps({"message": message, "hint": hint}).encode("ascii").hex())
+    sys.exit(69)
 
 
 def _receive(size: int) -> bytes:
@@ -101,19 +123,43 @@ def _receive(size: int) -> bytes:
     return b"".join(parts)
 
 
+class _InThread:
+    """Work in a thread of its own."""
+
+    def __init__(self, work: "Any") -> None:
+        self._work = work
+        self._found: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found = self._work()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> "Any":
+        """What it returned, or raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
 # --- which Python ------------------------------------------------------------------------------
 
 
 def _choose() -> str:
     wanted = TOLD["python"]
     if wanted:
-        path = shutil.which(os.path.expanduser(wanted))
+        path = _which(os.path.expanduser(wanted))
         if path is None:
             raise Unable("there is no %s" % wanted, "set `python:` for this host")
         return os.path.abspath(_accepted(path))
     if TOLD["prepared"]:  # whoever prepares means the Python that is first in PATH then
         for name in ("python3", "python"):
-            path = shutil.which(name)
+            path = _which(name)
             found = _ask([path])[0] if path else None
             if path and found and found[1] >= (3, 6):
                 return os.path.abspath(path)
@@ -142,10 +188,20 @@ def _accepted(path: str) -> str:
     return path
 
 
+def _which(name: str) -> "str | None":
+    """As shutil.which."""
+    places = [""] if os.path.dirname(name) else os.environ.get("PATH", os.defpath).split(os.pathsep)
+    for place in places:
+        path = os.path.join(place, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
 def _candidates() -> "list[str]":
     places = os.environ.get("PATH", "").split(os.pathsep)
     for pattern in _PLACES.split():
-        places.extend(sorted(glob.glob(os.path.expanduser(pattern))))
+        places.extend(_folders(os.path.expanduser(pattern)))
     paths: list[str] = []
     seen: set[tuple[str, str]] = set()
     for place in places:
@@ -154,9 +210,7 @@ def _candidates() -> "list[str]":
         except OSError:
             continue
         for name in names:
-            if not _NAME.match(name) and not (
-                name == "platform-python" and place[-7:] == "libexec"
-            ):
+            if not _is_name(name) and not (name == "platform-python" and place[-7:] == "libexec"):
                 continue
             path = os.path.join(place, name)
             # python3 and python3.11 of one folder are one; a venv's link is not what it links to
@@ -165,6 +219,30 @@ def _candidates() -> "list[str]":
                 seen.add(identity)
                 paths.append(os.path.abspath(path))
     return paths[:_MOST]
+
+
+def _folders(pattern: str) -> "list[str]":
+    """What matches it, sorted; one part of it may be a star, or begin or end with one."""
+    before, star, after = pattern.partition("*")
+    if not star:
+        return [pattern]
+    place, start = os.path.split(before)
+    end, _, rest = after.partition("/")
+    try:
+        names = sorted(os.listdir(place))
+    except OSError:
+        return []
+    return [
+        os.path.join(place, name, rest)
+        for name in names
+        if name.startswith(start) and name.endswith(end) and not name.startswith(".")
+    ]
+
+
+def _is_name(name: str) -> bool:
+    """Whether a Python may be called so: python, python3, python3.11, pypy3, pypy3.9."""
+    base, dot, minor = name.partition(".")
+    return base in _NAMES and (not dot or (base != "python" and minor.isdigit()))
 
 
 def _ask(paths: "list[str]") -> "list[Answer | None]":
@@ -227,11 +305,10 @@ def _remember(cache: str, python: str) -> None:
 
 
 def install(cache: str, build: str, data: bytes, repair: bool = False) -> None:
-    """Unpack the zipapp to <cache>/payload/<build>, whole or not at all. Raises OSError.
+    """Unpack the payload to <cache>/payload/<build>, whole or not at all. Raises OSError.
 
     One that is there already is kept, because others may be starting from it; repair: its files
-    are put in place anew, one by one, so that it never lacks any. Unpacked, because Python keeps
-    compiled modules beside files but not for those in a zip."""
+    are put in place anew, one by one, so that it never lacks any."""
     payloads = os.path.join(cache, "payload")
     os.makedirs(payloads, 0o700, exist_ok=True)
     folder = os.path.join(payloads, build)
@@ -239,18 +316,51 @@ def install(cache: str, build: str, data: bytes, repair: bool = False) -> None:
         aside = _aside(folder)
         os.mkdir(aside, 0o700)
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                archive.extractall(aside)
+            made = {aside}
+            for name, text in unpacked(build, data):
+                path = os.path.join(aside, name)
+                place = os.path.dirname(path)
+                if place not in made:
+                    os.makedirs(place, 0o700)
+                    made.add(place)
+                with open(path, "wb") as file:
+                    file.write(text)
             _put(aside, folder, repair)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
     _forget_old(payloads, build)
 
 
+def unpacked(build: str, data: bytes) -> "Iterator[tuple[str, bytes]]":
+    """Name and content of each file of the payload that archive.py packed, and its build."""
+    position = 0
+    while position < len(data):
+        name, size, _ = data[position : position + 300].split(b"\0", 2)
+        start = position + len(name) + len(size) + 2
+        position = start + int(size)
+        yield name.decode("ascii"), data[start:position]
+    yield "worker_payload/_build.py", ('BUILD = "%s"\n' % build).encode("ascii")
+
+
+def digest(data: bytes) -> str:
+    """The build of a payload."""
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib loads OpenSSL
+    except ImportError:
+        from hashlib import sha256
+    return str(sha256(data).hexdigest()[:16])
+
+
+def _remove(folder: str) -> None:
+    if os.path.isdir(folder):
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _compile(python: str, folder: str) -> None:
-    """Have Python compile what the agent imports, on another core while we go on towards it."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import worker_payload.agent"
-    argv = ["/bin/sh", "-c", '"$0" "$@" &', python, "-S", "-c", code, folder]
+    """Have a Python compile what it is about to import, on another core while we go on."""
+    argv = ["/bin/sh", "-c", '"$0" "$@" &', python, "-S", "-c", _COMPILE, folder]
     with contextlib.suppress(OSError):  # by sh, whose child is nobody's when sh has ended
         subprocess.call(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -276,14 +386,14 @@ def _put(aside: str, folder: str, repair: bool) -> None:
     for place, _, names in os.walk(aside, topdown=False):
         target = os.path.normpath(os.path.join(folder, os.path.relpath(place, aside)))
         os.makedirs(target, 0o700, exist_ok=True)
-        shutil.rmtree(os.path.join(target, "__pycache__"), ignore_errors=True)
+        _remove(os.path.join(target, "__pycache__"))
         for name in names:
             os.replace(os.path.join(place, name), os.path.join(target, name))
 
 
 def _aside(path: str) -> str:
     place, name = os.path.split(path)
-    return os.path.join(place, ".%s.%s" % (name, binascii.hexlify(os.urandom(8)).decode("ascii")))
+    return os.path.join(place, ".%s.%s" % (name, os.urandom(8).hex()))
 
 
 def _forget_old(payloads: str, build: str) -> None:
@@ -291,6 +401,6 @@ def _forget_old(payloads: str, build: str) -> None:
         path = os.path.join(payloads, name)
         try:
             if name != build and os.stat(path).st_mtime < time.time() - _UNUSED:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         except OSError:
             pass

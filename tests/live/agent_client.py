@@ -27,7 +27,7 @@ class Client:
 
     def __init__(
         self,
-        pyz: Path,
+        payload: Path,
         environ: Mapping[str, str],
         *,
         project: str = "default",
@@ -42,7 +42,7 @@ class Client:
         self.timeout = timeout
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
-            [python, str(pyz), "attach", MARKER, project, *options],
+            [python, str(payload), "attach", MARKER, project, *options],
             stdin=theirs,
             stdout=theirs,
             stderr=subprocess.PIPE,

@@ -9,21 +9,25 @@ from pathlib import Path
 
 from agent_client import Client, environment
 
-from jamtasks import archive
+from jamtasks import archive, loader
 from worker_payload import procs
+
+
+def installed(tmp: Path, payload: archive.Payload) -> Path:
+    """A folder that `python` runs."""
+    loader.install(str(tmp), payload.build, payload.data)
+    return tmp / "payload" / payload.build
 
 
 class Place:
     """A host-private directory of one test, and the processes that were started with it."""
 
-    def __init__(self, tmp: Path, pyz: Path | None = None):
+    def __init__(self, tmp: Path, payload: Path | None = None):
         tmp.mkdir(exist_ok=True)
         self.run = tmp / "run"
         self.cache = tmp / "cache"
-        payload = archive.payload()
-        self.build = payload.build
-        self.pyz = pyz or tmp / f"{payload.build}.pyz"
-        self.pyz.write_bytes(payload.data)
+        self.build = archive.payload().build
+        self.payload = payload or installed(tmp, archive.payload())
         # a SCREENDIR that is not there: screen fails, and a plain session takes its place
         self.env = environment(
             self.run, self.cache, SCREENDIR=str(tmp / "no" / "where"), JAM_TEST=str(tmp)
@@ -33,13 +37,13 @@ class Place:
 
     def attach(self, **more: object) -> Client:
         more.setdefault("build", self.build)
-        client = Client(self.pyz, self.env, **more)  # type: ignore[arg-type]
+        client = Client(self.payload, self.env, **more)  # type: ignore[arg-type]
         self.clients.append(client)
         return client
 
     def verb(self, verb: str, *args: str, python: str = sys.executable) -> str:
         done = subprocess.run(
-            [python, str(self.pyz), verb, "m", *args],
+            [python, str(self.payload), verb, "m", *args],
             env=self.env, capture_output=True, text=True, timeout=30)  # fmt: skip
         assert "\nm:R\n" in done.stdout, done
         return done.stdout.partition("\nm:R\n")[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 import agent_client
 import pytest
 from agent_client import Client, Gone, wait_until
-from place import Place
+from place import Place, installed
 from pythons import Python, pythons
 
 from jamtasks import archive
@@ -130,9 +130,7 @@ def test_builds_do_not_meet_and_the_older_agent_ends_when_idle(
     shutil.copytree(Path(layout.__file__).parent, source)
     (source / "extra.py").write_text("# another build\n")
     payload = archive.pack(source)
-    pyz = tmp_path / f"{payload.build}.pyz"
-    pyz.write_bytes(payload.data)
-    new = Client(pyz, place.env, build=payload.build)
+    new = Client(installed(tmp_path, payload), place.env, build=payload.build)
     place.clients.append(new)
     assert new.welcome is not None and new.welcome.pid != old_pid
     assert old.run(ADD, [1], 1) == [2], "the old agent serves its master on"
@@ -291,7 +289,7 @@ def test_fire_ends_an_agent_that_was_started_by_hand(place: Place) -> None:
     import json
 
     serve = subprocess.Popen(
-        [sys.executable, str(place.pyz), "serve", "default"],
+        [sys.executable, str(place.payload), "serve", "default"],
         env=place.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -315,7 +313,7 @@ def test_fire_ends_an_agent_that_was_started_by_hand(place: Place) -> None:
 def test_fire_leaves_other_run_directories_alone(place: Place, tmp_path: Path) -> None:
     import json
 
-    away = Place(tmp_path / "away", place.pyz)
+    away = Place(tmp_path / "away", place.payload)
     here, there = place.attach(), away.attach()
     try:
         assert there.run(ADD, [1], 1) == [2]
@@ -545,7 +543,7 @@ def test_an_attach_that_nobody_waits_for_does_not_try_for_ever(place: Place) -> 
     ours, theirs = socket.socketpair()
     with theirs:
         attach = subprocess.Popen(
-            [sys.executable, str(place.pyz), "attach", "marker", "default"],
+            [sys.executable, str(place.payload), "attach", "marker", "default"],
             stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=place.env,
         )  # fmt: skip
     ours.close()

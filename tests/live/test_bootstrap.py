@@ -233,7 +233,7 @@ def test_a_python_that_will_not_do(ssh, lab):
     host = lab.host()
     spec = lab.spec(host, ssh, python="/nowhere/python3")
     refused(spec, lab, "there is no /nowhere/python3", "`python:`")
-    answer = "case $2 in *exit*) exit 1;; *) echo 3 5 2 cpython 0;; esac"
+    answer = "case $3 in *version_info*) exit 1;; *) echo 3 5 2 cpython 0;; esac"
     old = script(host.home / "bin/python3", answer)
     refused(lab.spec(host, ssh, python=str(old)), lab, "is Python 3.5.2", "3.6 or newer")
     broken = script(host.home / "bin/broken", "exit 127")

@@ -1,10 +1,8 @@
 """The payload's bytes depend on its files and on nothing else."""
 
-import io
 import os
-import zipfile
 
-from jamtasks import archive
+from jamtasks import archive, loader
 
 
 def _tree(folder, **files):
@@ -41,8 +39,21 @@ def test_build_is_told_to_the_payload_and_does_not_depend_on_a_source_trees(tmp_
     before = archive.pack(folder)
     (folder / "_build.py").write_text('BUILD = "source"\n')
     assert archive.pack(folder) == before
-    with zipfile.ZipFile(io.BytesIO(before.data)) as packed:
-        assert packed.read("worker_payload/_build.py") == f'BUILD = "{before.build}"\n'.encode()
+    found = dict(loader.unpacked(before.build, before.data))
+    assert found["worker_payload/_build.py"] == f'BUILD = "{before.build}"\n'.encode()
+
+
+def test_what_is_packed_is_unpacked(tmp_path):
+    folder = _tree(tmp_path, cli="A = 1\n", deep__empty="", deep__odd="B = 'a\0b'\n" * 300)
+    packed = archive.pack(folder)
+    assert loader.digest(packed.data) == packed.build
+    found = dict(loader.unpacked(packed.build, packed.data))
+    assert {name: text.decode() for name, text in found.items() if "_build" not in name} == {
+        "__main__.py": found["__main__.py"].decode(),
+        "worker_payload/cli.py": "A = 1\n",
+        "worker_payload/deep/empty.py": "",
+        "worker_payload/deep/odd.py": "B = 'a\0b'\n" * 300,
+    }
 
 
 def test_payload_is_read_once():
