@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -145,7 +144,7 @@ def install_missing() -> None:
     if not packages:
         return
     names = " ".join(packages)
-    apt = shutil.which("apt-get")
+    apt = which("apt-get")
     if apt and os.geteuid() == 0:
         note(f"installing what the tests need: {names}")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -164,17 +163,23 @@ def install_missing() -> None:
         return
     if apt:
         line = f"sudo apt-get install -y {names}"
-    elif shutil.which("dnf"):
+    elif which("dnf"):
         line = f"sudo dnf install -y {names.replace('openssh-client', 'openssh-clients')}"
     else:
         line = f"install by this system's means: {names}"
     raise UsageError(f"the tests need {names}", line)
 
 
+def which(name: str, path: str | None = None) -> str | None:
+    import shutil  # every `inv` imports this module, and it takes a while
+
+    return shutil.which(name, path=path)
+
+
 def find_program(name: str) -> str | None:
     """sshd is often outside of a user's PATH."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin:/usr/sbin:/sbin"])
-    return shutil.which(name, path=path)
+    return which(name, path)
 
 
 def _pytest(root: Path, folders: Sequence[str], select: str | None) -> int:
@@ -202,7 +207,7 @@ def absent_pythons() -> list[str]:
     absent = [
         f"CPython {version}"
         for version in PYTHONS
-        if not shutil.which(f"python{version}")
+        if not which(f"python{version}")
         and not any(name.startswith(f"{version}.") for name in found)
     ]
     return absent if find_program("pypy3") else [*absent, "PyPy"]

@@ -122,7 +122,7 @@ def map_(
     from .logins import Logins
 
     with Logins.begin(hosts, project, hosts_file=hosts_file, accept_new=accept_new) as logins:
-        # they go on in the background while we import the rest
+        logins.send_off()  # they go on in the background while we import the rest
         from .master import Master
         from .progress import Progress
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,4 +136,8 @@ def stdout_may_close() -> Iterator[None]:
 
 
 def width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    import shutil  # it takes a while to import, and most of what we do needs nothing of it
+
+    return shutil.get_terminal_size().columns

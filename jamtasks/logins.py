@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from . import bootstrap
+from . import archive, bootstrap, transport
 from .bootstrap import Attached
 from .settings import HostSpec, Settings, check_project, load
 from .transport import Attempt
 
 HEAD_START = 32  # hosts: of more, the first to begin are as late as all others
+SEND_OFF_SECONDS = 0.25
 
 
 class Logins:
@@ -42,6 +44,15 @@ class Logins:
             settings = load(hosts_file, accept_new=accept_new)
         return cls(settings, settings.select(hosts), check_project(project))
 
+    def send_off(self) -> None:
+        """Help with them until all of them wait for their hosts, or for a moment; what else there
+        is to do before they are done takes no time from them then."""
+        deadline = time.monotonic() + SEND_OFF_SECONDS
+        archive.payload()
+        transport.load({login.spec.transport for login in self._begun.values()})
+        for login in self._begun.values():
+            login.attempt.waits.wait(max(0.0, deadline - time.monotonic()))
+
     def attach(self, spec: HostSpec, attempt: Attempt) -> Attached:
         """As bootstrap.attach."""
         login = self._begun.pop(spec.label, None)
@@ -70,7 +81,7 @@ class _Login:
 
     def __init__(self, spec: HostSpec, settings: Settings, project: str):
         self.spec = spec
-        self._attempt = Attempt(spec.label)
+        self.attempt = Attempt(spec.label)
         self._found: Future[Attached] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(settings, project), name=f"jam {spec.label} login", daemon=True
@@ -79,9 +90,11 @@ class _Login:
 
     def _run(self, settings: Settings, project: str) -> None:
         try:
-            self._found.set_result(bootstrap.attach(self.spec, settings, project, self._attempt))
+            self._found.set_result(bootstrap.attach(self.spec, settings, project, self.attempt))
         except BaseException as error:  # for who joins
             self._found.set_exception(error)
+        finally:
+            self.attempt.waits.set()
 
     def join(self, attempt: Attempt) -> Attached:
         """What came of it. attempt: ends it from now on."""
@@ -90,4 +103,4 @@ class _Login:
 
     def end(self) -> None:
         """Nobody wants it: whatever channel there is or will be is closed."""
-        self._attempt.end()
+        self.attempt.end()

@@ -5,11 +5,21 @@ Nothing else in jam knows how a host is reached, and only `fabric_ssh` imports F
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.transport.base import Attempt, Channel, Connection
 
-__all__ = ["Attempt", "Channel", "Connection", "connect"]
+__all__ = ["Attempt", "Channel", "Connection", "connect", "load"]
+
+
+def load(kinds: Collection[str]) -> None:
+    """Import now what connections of these kinds need."""
+    if "fabric" in kinds:
+        from jamtasks.transport import fabric_ssh
+
+        fabric_ssh.load()
 
 
 def connect(spec: HostSpec, settings: Settings, attempt: Attempt | None = None) -> Connection:

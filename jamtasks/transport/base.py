@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import select
 import socket
 import subprocess
@@ -269,6 +268,7 @@ class Attempt:
         self._changed = threading.Condition()
         self._ended = False
         self._ends: list[Callable[[], object]] = []
+        self.waits = threading.Event()  # for the host, or nothing: no more work before it answers
 
     def end(self) -> None:
         """End what is under way; all that is begun for this attempt from now on raises Ended."""
@@ -373,6 +373,8 @@ def patiently(work: Callable[[], T], timeout: float, attempt: Attempt) -> T:
         try:
             return work()
         except Crowded as error:
+            import random
+
             pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.2 * 2**number)
             if number == ATTEMPTS - 1 or time.monotonic() + pause > until:
                 raise HostError(error.host, error.reason, error.hint, retry=True) from None

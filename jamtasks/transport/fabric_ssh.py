@@ -49,6 +49,11 @@ MAX_KEYS = 5  # sshd hangs up at the sixth failure, and a password may come afte
 _NOT_BY_PARAMIKO = {"gssapi-with-mic", "gssapi-keyex", "hostbased"}
 
 
+def load() -> None:
+    """Import what logging in takes, which takes longer than logging in to a host nearby."""
+    import fabric  # noqa: F401
+
+
 class FabricConnection(Connection):
     """A Fabric Connection and those to its jump hosts, which others may share."""
 
@@ -205,6 +210,7 @@ class _Login:
                 with attempt.during(self.cut):
                     self._log_in(settings, began)
                     if with_session:
+                        attempt.waits.set()
                         self._open_first_session()
                 attempt.check()
             except BaseException:

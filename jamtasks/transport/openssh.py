@@ -6,16 +6,14 @@ import contextlib
 import os
 import re
 import shlex
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Sequence
 
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.transport.base import Attempt, Channel, Connection, Crowded, ProcessChannel, gate
-from jamtasks.transport.ssh_config import Hop, route
+from jamtasks.transport.ssh_config import Hop, program, route
 
 _ASKPASS = """\
 #!/bin/sh
@@ -28,7 +26,7 @@ class OpensshConnection(Connection):
 
     def __init__(self, spec: HostSpec, settings: Settings, attempt: Attempt):
         super().__init__(spec.label)
-        ssh = shutil.which("ssh")
+        ssh = program()
         if ssh is None:
             raise HostError(self.host, "there is no ssh on this machine", "use transport: fabric")
         self._ssh = ssh
@@ -115,6 +113,7 @@ class _OpensshChannel(ProcessChannel):
         attempt.enter(self._gate)
         try:
             super().__init__(last.spec.label, argv, self._environment(password))
+            attempt.waits.set()
         except BaseException:
             self._entered()
             self._forget()
@@ -123,6 +122,8 @@ class _OpensshChannel(ProcessChannel):
     def _environment(self, password: str | None) -> dict[str, str] | None:
         if password is None:
             return None
+        import tempfile
+
         self._folder = tempfile.mkdtemp(prefix="jam-askpass-")
         script = os.path.join(self._folder, "askpass")
         with open(script, "w") as handle:
@@ -147,6 +148,8 @@ class _OpensshChannel(ProcessChannel):
         folder, self._folder = self._folder, None
         if folder is not None:
             with contextlib.suppress(OSError):
+                import shutil
+
                 shutil.rmtree(folder)
 
     def read(self, size: int) -> bytes:

@@ -6,7 +6,6 @@ import contextlib
 import getpass
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import time
@@ -38,6 +37,15 @@ class Hop:
     proxy_command: str | None
     family: int
     bind: str | None
+
+
+def program() -> str | None:
+    """Where the user's `ssh` is."""
+    for folder in os.get_exec_path():  # shutil.which, which takes longer to import than this to run
+        path = os.path.join(folder, "ssh")
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def route(spec: HostSpec, settings: Settings, attempt: Attempt) -> tuple[Hop, ...]:
@@ -86,7 +94,7 @@ def _resolve(spec: HostSpec, attempt: Attempt) -> dict[str, str]:
     """ssh_config's settings for a host, in lower case; several values of a key on lines."""
     if spec.ssh_config and not os.path.isfile(spec.ssh_config):
         raise HostError(spec.label, f"there is no ssh_config {spec.ssh_config}")
-    ssh = shutil.which("ssh")
+    ssh = program()
     if ssh is None:
         return _resolve_without_ssh(spec)
     argv = [ssh, "-G"]

@@ -25,16 +25,20 @@ class FakeMaster:
 
     def __init__(self):
         self.made = self.begun = self.called = None
-        self.closed = False
+        self.closed = self.sent_off = False
 
     def __call__(self, hosts, project, **options):
-        assert options.pop("logins") == "logins"
+        assert options.pop("logins") is self
+        assert self.sent_off
         self.made = {"hosts": hosts, "project": project, **options}
         return self
 
     def begin(self, hosts, project, **options):
         self.begun = {"hosts": hosts, "project": project, **options}
-        return contextlib.nullcontext("logins")
+        return contextlib.nullcontext(self)
+
+    def send_off(self):
+        self.sent_off = True
 
     def __enter__(self):
         return self
