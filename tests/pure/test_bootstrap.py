@@ -61,6 +61,9 @@ class Scripted(Channel):
     def read(self, size):
         return self.pieces.pop(0) if self.pieces else b""
 
+    def poll(self, seconds):
+        return True
+
     def write(self, buffers):
         self.written.append(b"".join(buffers))
 
