@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from worker_payload import sums
+from worker_payload import room, sums
 from worker_payload.wire import Buffer
 
 from .errors import JamError, ReduceError
@@ -227,7 +227,7 @@ class _Overflow:
         position, lengths = spilled
         segments: list[Buffer] = []
         for length in lengths:
-            segment = bytearray(length)
+            segment = room.zeros(length)
             view = memoryview(segment)
             self._handle.seek(position)
             while view:

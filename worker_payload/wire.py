@@ -15,10 +15,11 @@ message may change with any release.
 """
 
 import json
-import mmap
 import re
 import struct
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from worker_payload import room
 
 MAGIC = b"JAM\x01"
 VERSION = 1
@@ -34,8 +35,6 @@ AGAIN_MAX = 1024  # tasks of a call at one host, so that it can be repeated in o
 CHUNK = 256 << 10  # blobs travel in pieces of this size, so that a small message never waits long
 _JOIN = 16 << 10
 _STREAM_FROM = 64 << 10  # a frame with more than this missing is filled segment by segment
-_OWN_FROM = 512 << 10  # a segment of so many bytes has memory of its own
-_OWN_FLAGS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 Buffer = Union[bytes, bytearray, memoryview]
 
@@ -478,13 +477,21 @@ _dumps = _make_dumps()
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
+def _flat(part):
+    # type: (Buffer) -> memoryview
+    view = memoryview(part)
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view  # PyPy reads what was cast byte by byte
+    return view.cast("B")
+
+
 def encode(message):
     # type: (Message) -> List[Buffer]
     """The frame of a message, as a list of buffers to write in order. Only small segments are
     copied."""
     cls = type(message)
     if cls in WITH_SEGMENTS:
-        segments = [part if isinstance(part, bytes) else memoryview(part).cast("B")
+        segments = [part if isinstance(part, bytes) else _flat(part)
                     for part in message.segments]  # type: List[Buffer]  # fmt: skip
         header = _dumps(message[:-1]).encode("ascii")
     else:
@@ -509,31 +516,6 @@ def _short_int(text):
     if len(text) > 20:
         raise ValueError("a number of %d digits" % len(text))
     return int(text)
-
-
-def _room(length):
-    # type: (int) -> Any
-    """An empty bytearray for a segment, or, if it is long, a view of memory of its own.
-
-    Such memory goes back to the system with the last user of the segment, while malloc would keep
-    it in pieces: after a few thousand answers of a megabyte, four times what is in use. It takes
-    room only as it is written to, so that a length need not be believed."""
-    if length >= _OWN_FROM and _OWN_FLAGS:
-        try:
-            return memoryview(mmap.mmap(-1, length, flags=_OWN_FLAGS))
-        except (OSError, OverflowError, ValueError):
-            pass  # too many of them, or a length that nobody has: then it grows as bytes come
-    return bytearray()
-
-
-def _copy(view):
-    # type: (memoryview) -> Buffer
-    if len(view) >= _OWN_FROM:
-        room = _room(len(view))
-        if not isinstance(room, bytearray):
-            room[:] = view
-            return room
-    return bytearray(view)
 
 
 def _parse(kind, header, segments):
@@ -659,7 +641,7 @@ class Decoder:
             if missing <= 0:
                 segments = []
                 for length in lengths:
-                    segments.append(_copy(view[ready : ready + length]))
+                    segments.append(room.copy(view[ready : ready + length]))
                     ready += length
                 messages.append(_parse(kind, header, segments))
                 position = ready
@@ -668,7 +650,7 @@ class Decoder:
                 self._want = ready + sum(lengths) - position
                 break
             self._frame = (kind, header, lengths)
-            self._segments, self._have = [_room(lengths[0])], 0
+            self._segments, self._have = [room.make(lengths[0])], 0
             rest = self._fill(view[ready:], messages)
             assert not len(rest)
             return messages
@@ -729,7 +711,7 @@ class Decoder:
             view = view[need:]
             if len(self._segments) == len(lengths):
                 break
-            self._segments.append(_room(lengths[len(self._segments)]))
+            self._segments.append(room.make(lengths[len(self._segments)]))
             self._have = 0
         segments, self._segments, self._frame = self._segments, [], None
         self._want = HEAD.size

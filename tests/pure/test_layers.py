@@ -31,6 +31,7 @@ SHARED = {
     "wire",
     "codec",
     "layout",
+    "room",
     "shared",
     "sums",
     "tree",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker_payload import wire
+from worker_payload import room, wire
 from worker_payload.wire import Decoder, ProtocolError, encode
 
 counts = st.integers(0, 2**63 - 1)
@@ -165,7 +165,7 @@ def test_a_stream_that_breaks_off_gives_the_whole_messages_and_no_more(messages,
 
 @pytest.mark.parametrize(
     "size",
-    [wire._STREAM_FROM - 1, wire._STREAM_FROM, 3 * wire._STREAM_FROM, wire._OWN_FROM + 100],
+    [wire._STREAM_FROM - 1, wire._STREAM_FROM, 3 * wire._STREAM_FROM, room.OWN_FROM + 100],
 )
 def test_large_segments(size):
     big = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
