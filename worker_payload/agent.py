@@ -32,7 +32,6 @@ from worker_payload.store import Store
 from worker_payload.worker import AGAIN, PLACE, RANGE, TICKET
 from worker_payload.workerio import WorkerIO
 
-UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
 READ = 256 << 10
 FILL_SECONDS = 200e-6  # in which a pipe fills while a blob comes in
 PIPE_BYTES = 1 << 20  # that a pipe should hold; systems allow users so much
@@ -431,10 +430,33 @@ class Agent(object):
                 )
         if done and channel.closing is not None:
             self._drop(channel, channel.closing)
-        elif channel.unsent > UNSENT_MAX:
+        elif channel.crowded:
             self._pause(channel)
-        elif channel.paused and channel.unsent < UNSENT_MAX // 2:
+        elif channel.paused and channel.roomy:
             self._resume(channel)
+        for number in channel.turns.take(channel.unsent):
+            self._workers[number].go_on()
+
+    def _on_large(self, io):
+        # type: (WorkerIO) -> None
+        """A worker has a large answer, and waits."""
+        ticket, size = io.asks  # type: ignore[misc]
+        io.asks = None
+        master, order = self._host.asked(io.number, ticket)
+        channel = self._channels.get(master)
+        if channel is None:
+            io.go_on()  # its answer stays here, or nobody wants it
+        else:
+            io.waits_for = channel
+            channel.turns.ask(io.number, order, size)
+            self._dirty.add(channel)
+
+    def _end_turn(self, io):
+        # type: (WorkerIO) -> None
+        channel, io.waits_for = io.waits_for, None
+        if channel is not None:
+            channel.turns.leave(io.number)
+            self._dirty.add(channel)
 
     def _pause(self, channel):
         # type: (Channel) -> None
@@ -458,7 +480,7 @@ class Agent(object):
         if channel is not None and channel.closing is None:
             channel.queue(wire.encode(action.message))
             self._dirty.add(channel)
-            if channel.unsent > UNSENT_MAX:
+            if channel.crowded:
                 self._pause(channel)
 
     def _do_close(self, action):
@@ -660,15 +682,20 @@ class Agent(object):
             self._log("worker %d: no memory for its answer" % io.number)
             io.note = "the agent has no memory for its answer"
             self._kill(io)
-        elif answers is None:
+            return
+        if answers is None:
             self._unwatch(io.replies)
             if not io.retired and io.number in self._workers:
                 self._silent[io.number] = time.monotonic()
-        else:
-            for ok, wrote, ticket, seconds, payload in answers:
-                if wrote or io.streams[0].dropped or io.streams[1].dropped:
-                    self._drain(io, ticket)
-                self._host.answered(io.number, ticket, ok, bool(wrote), seconds, payload)
+            return
+        for ok, wrote, ticket, seconds, payload in answers:
+            if wrote or io.streams[0].dropped or io.streams[1].dropped:
+                self._drain(io, ticket)
+            self._host.answered(io.number, ticket, ok, bool(wrote), seconds, payload)
+        if io.asks is not None:
+            self._on_large(io)
+        elif io.waits_for is not None and answers:
+            self._end_turn(io)
 
     def _do_give(self, action):
         # type: (records.Give) -> None
@@ -821,6 +848,7 @@ class Agent(object):
         io.kind.workers.discard(number)
         for channel in self._channels.values():
             channel.paused.discard(number)
+        self._end_turn(io)
         self._unwatch_worker(io)
         io.close()
         self._places.append(io.place)

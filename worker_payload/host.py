@@ -351,6 +351,18 @@ class Host(Repeating):
         if serial in self._calls:
             self._refuse(self._calls[serial], reason)
 
+    def asked(self, number, ticket):
+        # type: (int, int) -> Tuple[int, Any]
+        """A worker waits to answer with much. Whose turn that is: the master (0 for nobody's, then
+        it need not wait), and by what its tasks are in order."""
+        worker, task = self._workers.get(number), self._tickets.get(ticket)
+        if worker is None or task is None or task.worker is not worker:
+            return 0, None
+        if task.state == OVER or task.call.combine is not None:
+            return 0, None
+        worker.waits = True
+        return task.call.master.number, (task.call.serial, task.id)
+
     def answered(self, number, ticket, ok, wrote, seconds, payload):
         # type: (int, int, bool, bool, float, Any) -> None
         """payload: the segments of a result, or (type, message, traceback). wrote: it printed."""
@@ -358,7 +370,7 @@ class Host(Repeating):
         if worker is None or task is None or task.worker is not worker:
             return
         call, slot, task.done_by = task.call, self._slots[worker.slot], worker
-        slot.stillborn = 0
+        slot.stillborn, worker.waits = 0, False
         if call.combine is not None and self._took(worker, task, ok, wrote, seconds, payload):
             return
         if task.state == OVER:
@@ -509,9 +521,10 @@ class Host(Repeating):
                 self._send(call.master, wire.Started(call.id, [[task.id, worker.slot]]))
             if len(worker.hand) > 1 and waited >= self._stuck_after(task.call):
                 self._withdraw(worker)
-            if task.call.timeout is not None and waited >= task.call.timeout:
+            timeout = task.call.timeout
+            if timeout is not None and waited >= timeout and not worker.waits:
                 # like a death: perhaps it was this worker, or this host
-                note = "still running after %g s" % task.call.timeout
+                note = "still running after %g s" % timeout
                 if task.join is not None:
                     self._stuck_join(task, note)
                     return

@@ -255,6 +255,7 @@ class Worker(object):
         self.since = now  # when the first task in hand came to be first, or the hand empty
         self.withdrawn = {}  # type: Dict[int, Ghost]  # what was just taken back, by ticket
         self.released = True
+        self.waits = False  # it is through with its task, and waits for its turn to answer
         self.dying = None  # type: Optional[float]
         self.killed = False
         self.last = None  # type: Optional[Call]

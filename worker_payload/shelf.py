@@ -11,11 +11,23 @@ from worker_payload import codec
 def make(folder):
     # type: (str) -> Optional[int]
     """An empty file, in memory where that can be, else in this folder; None if nothing works."""
+    fd = in_memory()
+    if fd is not None:
+        return fd
     try:
-        if hasattr(os, "memfd_create"):
-            return os.memfd_create("jam answer", os.MFD_CLOEXEC)
         with tempfile.TemporaryFile(dir=folder) as handle:
             return os.dup(handle.fileno())
+    except OSError:
+        return None
+
+
+def in_memory():
+    # type: () -> Optional[int]
+    """An empty file in memory; None where the system, or this Python, has none (Linux, 3.8)."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        return os.memfd_create("jam answer", os.MFD_CLOEXEC)
     except OSError:
         return None
 
@@ -35,10 +47,10 @@ def put(fd, parts):
         return False
 
 
-def take(fd):
-    # type: (int) -> List[memoryview]
+def take(fd, access=mmap.ACCESS_COPY):
+    # type: (int, int) -> List[memoryview]
     """The segments of a blob, as memory of our own; the descriptor is closed."""
     try:
-        return codec.blob_segments(memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)))
+        return codec.blob_segments(memoryview(mmap.mmap(fd, 0, access=access)))
     finally:
         os.close(fd)

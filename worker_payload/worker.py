@@ -1,7 +1,7 @@
 """A worker: one process that calls one map function, task after task.
 
-It reads commands from its agent and writes answers back, on one blocking socket. Commands are
-lists of tuples (see `Worker._do`), answers have a fixed head so that the agent is quick with them.
+It reads commands from its agent and writes answers back, on blocking sockets. Commands are
+lists of tuples (see `Worker._do`); for answers see `answers`.
 """
 
 import io
@@ -15,12 +15,8 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional
 
-from worker_payload import calls, codec, links, partials, procs, shared, wire
+from worker_payload import answers, calls, codec, links, partials, procs, shared, wire
 
-# kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
-ANSWER = struct.Struct("<BBQdI")
-ONE_SEGMENT = struct.Struct("<BBQdIQ")  # the same with one length, as most answers begin
-RESULT, FAILURE = 1, 2
 PLACE = 24  # bytes of a worker on the board
 TICKET = struct.Struct("<Q")
 RANGE = struct.Struct("<QQ")
@@ -29,7 +25,6 @@ RANGE = struct.Struct("<QQ")
 CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN, PART, LAP = range(9)
 
 _BUFFER = 65536
-_JOIN = 65536  # answers up to this many bytes are copied into one buffer
 _SHARE_SECONDS = 0.02  # params that take longer to read are read once per call, not once per task
 _SPAN_SECONDS = 0.05  # after which a worker ends a span early: others may be idle
 _REAP_EVERY = 256  # tasks
@@ -282,7 +277,7 @@ class Worker(object):
             TICKET.pack_into(self._board, self._place, 0)
             self._give_out(call)
             return  # withdrawn: another worker does it
-        kind = RESULT
+        kind = answers.RESULT
         segments = []  # type: List[Any]
         began = time.perf_counter()
         try:
@@ -292,7 +287,7 @@ class Worker(object):
                 source = None if digest is None else self._slices[digest]
             segments = self._call(self._calls[call], source, began)
         except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
-            kind = FAILURE
+            kind = answers.FAILURE
             if os.getpid() == self._pid:
                 self._give_out(call)
                 segments = [marshal.dumps(calls.describe(error) + (self._at,))]
@@ -308,10 +303,10 @@ class Worker(object):
             procs.reap_strangers(_STRANGERS)
         TICKET.pack_into(self._board, self._place, 0)
         if segments:
-            self._answer(kind, wrote, ticket, seconds, segments)
+            answers.send(self._replies, kind, wrote, ticket, seconds, segments)
             return
         if wrote:  # what it printed belongs to this ticket, and its answer is one of several
-            self._answer(RESULT, wrote, ticket, seconds, [partials.LATER])
+            answers.send(self._replies, answers.RESULT, wrote, ticket, seconds, [partials.LATER])
         if self._calls[call].partials.wait(ticket, seconds) or wrote:  # type: ignore[union-attr]
             self._give_out(call)
 
@@ -321,7 +316,7 @@ class Worker(object):
         known = self._calls.get(call)
         if known is not None and known.partials is not None and known.partials.waiting:
             ticket, seconds, segments = known.partials.give_out()
-            self._answer(RESULT, 0, ticket, seconds, segments)
+            answers.send(self._replies, answers.RESULT, 0, ticket, seconds, segments)
 
     def _load(self, call):
         # type: (_Call) -> Any
@@ -395,29 +390,6 @@ class Worker(object):
             return codec.encode(result)
         except codec.EncodeError as error:
             raise codec.EncodeError("the result of mapfunc cannot travel: %s" % (error,)) from None
-
-    def _answer(self, kind, wrote, ticket, seconds, segments):
-        # type: (int, int, int, float, List[Any]) -> None
-        # at once, however tiny the task was: the next one may take hours
-        if len(segments) == 1 and len(segments[0]) <= _JOIN:
-            data = segments[0]
-            head = ONE_SEGMENT.pack(kind, wrote, ticket, seconds, 1, len(data))
-            self._replies.sendall(head + data)
-            return
-        lengths = [len(part) for part in segments]
-        head = ANSWER.pack(kind, wrote, ticket, seconds, len(segments))
-        if lengths:
-            head += struct.pack("<%dQ" % len(lengths), *lengths)
-        if sum(lengths) <= _JOIN:
-            self._replies.sendall(head + b"".join(segments))
-            return
-        views = [memoryview(head)] + [memoryview(part).cast("B") for part in segments if len(part)]
-        while views:
-            sent = self._replies.sendmsg(views[:64])
-            while views and sent >= len(views[0]):
-                sent -= len(views.pop(0))
-            if sent:
-                views[0] = views[0][sent:]
 
 
 def main(sock, replies, board, place):

@@ -4,13 +4,14 @@ Answers come on a socket of their own: taking one in would wake the worker, if i
 next command on the same socket."""
 
 import marshal
+import mmap
 import os
 import socket
 import struct
 from typing import Any, List, Optional, Set, Tuple
 
-from worker_payload import links
-from worker_payload.worker import ANSWER, ONE_SEGMENT, RESULT
+from worker_payload import codec, links, room, shelf
+from worker_payload.answers import ASK, FILE, GO_ON, HEAD, ONE_SEGMENT, RESULT, SIZE
 
 _READ = 65536
 _BURST = 8 << 20  # bytes of one answer taken in before others have a turn
@@ -93,6 +94,10 @@ class WorkerIO(object):
         self.family = set()  # type: Set[int]
         self._pending = b""
         self._large = None  # type: Optional[_Large]
+        self.asks = None  # type: Optional[Tuple[int, int]]  # ticket, bytes of a large answer
+        self.waits_for = None  # type: Any  # the channel, while it waits or its answer is coming
+        self._lends = False  # it was told to go on with that
+        self._lent = []  # type: List[int]
 
     @classmethod
     def make(cls, number, place, nonce):
@@ -121,17 +126,28 @@ class WorkerIO(object):
 
     def at_boundary(self):
         # type: () -> bool
-        """Whether no answer has come in part."""
-        return not self._pending and self._large is None
+        """Whether no answer has come in part, or is about to come."""
+        return not self._pending and self._large is None and self.waits_for is None
 
     def last_words(self):
         # type: () -> str
         return self.streams[1].last.decode("utf-8", "replace")
 
+    def go_on(self):
+        # type: () -> None
+        """It is the turn of the answer that `asks`."""
+        self._lends = True
+        try:
+            self.replies.send(GO_ON)
+        except OSError:
+            pass  # it is gone: its template will tell
+
     def close(self):
         # type: () -> None
         self.sender.close()
         self.replies.close()
+        for fd in self._lent:
+            os.close(fd)
         for stream in self.streams:
             os.close(stream.fd)
 
@@ -139,14 +155,15 @@ class WorkerIO(object):
         # type: () -> Optional[List[Tuple[bool, int, int, float, Any]]]
         """(well, wrote, ticket, seconds, payload) of each answer that is complete; None at the end.
 
-        Raises MemoryError if there is no room for one."""
+        `asks` says whether there is one that waits for its turn. Raises MemoryError if there is no
+        room for one."""
         try:
             if self._large is not None:
                 if not self._large.fill(self.replies):
                     return []
-                large, self._large = self._large, None
+                large, self._large, self._lends = self._large, None, False
                 return [large.answer()]
-            data = self.replies.recv(_READ)
+            data = self._receive() if self._lends else self.replies.recv(_READ)
         except (BlockingIOError, InterruptedError):
             return []
         except OSError:
@@ -161,9 +178,9 @@ class WorkerIO(object):
                 return [(True, wrote, ticket, seconds, [data[ONE_SEGMENT.size :]])]  # mostly
         found = []
         position, end = 0, len(data)
-        while end - position >= ANSWER.size:
-            kind, wrote, ticket, seconds, count = ANSWER.unpack_from(data, position)
-            begin = position + ANSWER.size + 8 * count
+        while end - position >= HEAD.size:
+            kind, wrote, ticket, seconds, count = HEAD.unpack_from(data, position)
+            begin = position + HEAD.size + 8 * count
             if begin > end:
                 break
             lengths = struct.unpack_from("<%dQ" % count, data, begin - 8 * count)
@@ -178,10 +195,32 @@ class WorkerIO(object):
             for length in lengths:
                 segments.append(data[begin : begin + length])
                 begin += length
-            found.append(_answer((kind, wrote, ticket, seconds), segments))
             position = finish
+            if kind == ASK:
+                self.asks = (ticket, SIZE.unpack(segments[0])[0])
+                continue
+            if kind == FILE:
+                kind, segments = RESULT, self._take_lent()
+            found.append(_answer((kind, wrote, ticket, seconds), segments))
+            self._lends = False
         self._pending = data[position:]
         return found
+
+    def _receive(self):
+        # type: () -> bytes
+        data, fds = links.receive(self.replies, _READ)
+        self._lent += fds
+        return data
+
+    def _take_lent(self):
+        # type: () -> List[Any]
+        """The segments in the file that came, which need no memory until they are read."""
+        if not self._lent:
+            raise MemoryError("no descriptor for it")
+        try:
+            return shelf.take(self._lent.pop(0), mmap.ACCESS_READ)
+        except (OSError, ValueError, codec.DecodeError) as error:
+            raise MemoryError("%s" % (error,))
 
 
 class _Large(object):
@@ -191,7 +230,7 @@ class _Large(object):
         # type: (Any, Tuple[int, ...], bytes) -> None
         self._head = head
         self._lengths = lengths
-        self._view = memoryview(bytearray(sum(lengths)))
+        self._view = memoryview(room.zeros(sum(lengths)))
         self._view[: len(start)] = start
         self._have = len(start)
 

@@ -546,6 +546,40 @@ def test_a_task_past_its_timeout_is_lost_with_its_worker() -> None:
     assert of(actions, states.Interrupt)
 
 
+def test_who_waits_for_its_turn_to_answer_is_through_with_its_task() -> None:
+    agent = Agent(workers=1)
+    agent.master(workers=1)
+    ((worker, (ticket,)),) = given(
+        agent.call([[0, None, None], [1, None, None]], timeout=5)
+    ).items()
+    assert agent.host.asked(worker, ticket) == (1, (1, 0))
+    assert not sent(agent.at(60.0), wire.Lost)
+    ((_, (second,)),) = given(agent.answer(worker, ticket)).items()
+    assert sent(agent.at(70.0), wire.Lost), "the next one is not through"
+    assert agent.host.asked(worker, second) == (0, None), "nobody waits for it any longer"
+    assert agent.host.asked(99, second) == agent.host.asked(worker, 999) == (0, None)
+
+
+def test_the_order_of_turns_is_that_of_calls_and_tasks() -> None:
+    agent = Agent()
+    agent.master(workers=2)
+    tickets = given(agent.call([[7, None, None], [3, None, None]]))
+    orders = [agent.host.asked(worker, ticket) for worker, (ticket,) in tickets.items()]
+    assert [master for master, _ in orders] == [1, 1]
+    assert orders[1][1] < orders[0][1]
+    for worker, (ticket,) in tickets.items():
+        agent.answer(worker, ticket)
+    later = given(agent.call([[0, None, None]], call=2))
+    assert all(agent.host.asked(w, t)[1] > orders[0][1] for w, (t,) in later.items())
+
+
+def test_answers_that_are_kept_here_wait_for_no_turn() -> None:
+    agent = Agent()
+    agent.master(workers=2)
+    ((worker, (ticket,)),) = given(agent.call([[0, None, None]], combine=4)).items()
+    assert agent.host.asked(worker, ticket) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("idle", "superseded", "times"),
     [
