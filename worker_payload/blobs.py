@@ -173,9 +173,11 @@ class Blobs(Pool):
     def has_hope(self):
         # type: () -> bool
         """Whether a task is under way, or about to be, which will leave room behind."""
-        return bool(self._tickets or self._dying) or any(
-            blob.state == LOOKING for blob in self._blobs.values()
-        )
+        if self._tickets or self._dying:
+            return True
+        if any(call.queued and not call.missing for call in self._calls.values()):
+            return True  # they are given to workers as soon as all that came is taken in
+        return any(blob.state == LOOKING for blob in self._blobs.values())
 
     def make_room(self):
         # type: () -> None

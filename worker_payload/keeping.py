@@ -12,7 +12,7 @@ from worker_payload.host import Host
 from worker_payload.pool import INLINE
 from worker_payload.store import Damaged, Store, StoreFull
 
-SOON = 0.01  # seconds until we look for room again
+SOON, LATER = 0.01, 0.5  # seconds until we look for room again, at least and at most
 PATIENCE = 2.0  # seconds for workers to let go of files when nothing is under way any more
 FULL_SECONDS = 10.0  # that a disk which was full is left alone
 ASIDE_PART = 4  # a blob that no file system takes may take this part of the memory that is free
@@ -184,7 +184,7 @@ class Keeping(object):
                 self._write(action)
         if self._stalled:
             # looking for room costs: nine tenths of the time are for others
-            self._retry_in(max(SOON, 9 * (time.monotonic() - began)))
+            self._retry_in(min(max(SOON, 9 * (time.monotonic() - began)), LATER))
 
     def _is_hopeful(self):
         # type: () -> bool
@@ -193,7 +193,7 @@ class Keeping(object):
         now = time.monotonic()
         if self._host.has_hope() or self._writers or not self._stalled:
             self._hoped = now
-        return now - self._hoped < PATIENCE
+        return now - max(self._hoped, self._host.let_go) < PATIENCE
 
     def _abandon(self, digest):
         # type: (str) -> None

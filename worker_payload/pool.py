@@ -79,6 +79,7 @@ class Pool(object):
         self._had_master = False
         self._left = now  # when the last master left
         self._quiet = now  # when the last call ended
+        self.let_go = now  # when a worker was last told to let go of all its files
         self._superseded = False
         self._stopping = False
         self.now = now
@@ -236,7 +237,7 @@ class Pool(object):
         # type: (Worker) -> None
         commands = [(END, serial) for serial in worker.ended]  # type: List[Any]
         commands += [(DROP, digest) for digest in worker.held]
-        worker.ended, worker.released = [], True
+        worker.ended, worker.released, self.let_go = [], True, self.now
         worker.held.clear()
         self._actions.append(Give(worker.number, commands + [(RELEASE,)], []))
 

@@ -166,6 +166,42 @@ def test_without_hope_for_room_it_is_refused(make, monkeypatch):
     os.close(theirs)
 
 
+def test_an_agent_that_was_held_up_does_not_give_up_hope(make):
+    agent = make(2 * SIZE + 4096, slices(6))
+    begin(agent)
+    while agent.asked:
+        agent.send()
+    while agent.given:
+        agent.answer()
+    agent.keeping._hoped -= 60.0  # the processors were others' for so long
+    for _ in range(100):
+        if not agent.keeping._stalled:
+            break
+        agent.look_again()
+        while agent.given:
+            agent.answer()
+    assert not agent.heard(wire.Refused)
+    assert sum(len(result.tasks) for result in agent.heard(wire.Result)) == 6
+
+
+def test_workers_have_time_to_let_go_since_they_were_told(make):
+    agent = make(SIZE + 4096, slices(2))
+    begin(agent)
+    for _ in range(3):
+        agent.send()
+    (first,) = {digest for digest in agent.blobs if agent.store.has(digest)} - {CODE}
+    theirs = agent.store.open(first)  # as the worker has it
+    agent.answer()
+    agent.keeping._hoped -= 60.0
+    agent.host.now = time.monotonic()  # now, that is, it is told
+    agent.look_again()
+    assert not agent.heard(wire.Refused)
+    os.close(theirs)
+    agent.look_again()
+    agent.answer()
+    assert sum(len(result.tasks) for result in agent.heard(wire.Result)) == 2
+
+
 def test_a_call_that_ends_meanwhile_holds_up_nobody(make):
     agent = make(SIZE + 4096, slices(3))
     begin(agent)
