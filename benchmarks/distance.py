@@ -82,7 +82,10 @@ def warm(host: common.Host) -> None:
     words = [sys.executable, "-m", "invoke", "map", "benchmarks.trivial", "--params", "1"]
     words += ["--quiet", "--hosts", f"{host.name}*{WORKERS}"]
     base = "`ssh host true` (limit)"
-    goes: dict[str, Callable[[], object]] = {base: lambda: startup.run(host.ssh("true"))}
+    goes: dict[str, Callable[[], object]] = {
+        base: lambda: startup.run(host.ssh("true")),
+        startup.BARE: lambda: startup.run(startup.bare(host)),
+    }
     for how in BOTH:
         goes[f"jam: inv map warm, {how}"] = functools.partial(
             startup.run, words, host.environment(how)

@@ -35,6 +35,15 @@ def run(words: list[str], environment: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
+def bare(host: common.Host) -> list[str]:
+    """`ssh host true` by a task of Invoke."""
+    words = [sys.executable, "-m", "invoke", "--search-root", "benchmarks", "--collection", "bare"]
+    return [*words, "login", "--config", host.config, "--host", host.name]
+
+
+BARE = "the same from a task of Invoke (limit of any `inv`)"
+
+
 def race(
     goes: dict[str, Callable[[], object]], times: int = REPEAT
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -99,6 +108,7 @@ def first_result(host: common.Host) -> None:
     base = "`ssh host true` (limit)"
     contenders: dict[str, Callable[[], object]] = {
         base: lambda: run(host.ssh("true")),
+        BARE: lambda: run(bare(host)),
         "jam: inv map warm, openssh": warm("openssh"),
         "jam: inv map warm, fabric": warm("fabric"),
         "jam: inv map cold, openssh": cold("openssh"),

@@ -5,7 +5,7 @@ lines behind a marker that no start-up file can know; the master sends nothing u
 
     <marker>:P          the text of `prepare:`, for sh
     <marker>:L          the loader, for any Python from 3.6 on
-    <marker>:N          the payload
+    <marker>:N          the payload; N with a z: as zlib packs it
     <marker>:W          (asks for nothing: Python and payload were here, and start)
     <marker>:X<hex>     it cannot: JSON with message and hint
     <marker>:R          the verb is ready; what follows is its own
@@ -352,6 +352,10 @@ class _Talk:
             data = self._answers.pop(stage, None)
             if data is None:
                 raise HostError(self._spec.label, f"it asks for {stage} twice")
+            if argument == b"z":
+                import zlib
+
+                data = zlib.compress(data, 1)
             self.channel.write([data])
             self.sent = self.sent or stage == "N"
         elif stage not in ("R", "W"):

@@ -33,6 +33,7 @@ _PLACES = (
     "~/.local/bin ~/.pyenv/versions/*/bin ~/miniconda3/bin ~/miniforge3/bin ~/mambaforge/bin "
     "~/anaconda3/bin /opt/conda/bin /usr/libexec"
 )
+_DAMAGED = "the payload was damaged on its way here"
 _MOST = 40  # candidates that are looked at
 _AT_ONCE = 4
 _PATIENCE = 20.0  # seconds for a candidate to say who it is
@@ -88,10 +89,9 @@ def _prepare(cache: str, folder: str) -> str:
     choice = _InThread(_choose)
     lacking = TOLD["repair"] or not is_installed(folder)
     if lacking:
-        _say("N")
-        data = _receive(TOLD["size"])
+        data = _fetch()
         if digest(data) != TOLD["build"]:
-            raise Unable("the payload was damaged on its way here", "")
+            raise Unable(_DAMAGED, "")
         install(cache, TOLD["build"], data, TOLD["repair"])
         _compile(sys.executable, folder)  # most likely that is what will be chosen
     python = choice.result()
@@ -112,15 +112,33 @@ def _fail(message: str, hint: str) -> None:
     sys.exit(69)
 
 
-def _receive(size: int) -> bytes:
-    parts = []
-    while size:
-        data = os.read(0, min(size, 1 << 16))  # never more: what follows belongs to the payload
-        if not data:
-            sys.exit(74)
-        parts.append(data)
-        size -= len(data)
+def _fetch() -> bytes:
+    """Ask for the payload, packed if this Python can unpack that; raises Unable."""
+    parts, size = [], 0
+    try:
+        import zlib
+    except ImportError:
+        _say("N")
+        while size < TOLD["size"]:
+            parts.append(_read())
+            size += len(parts[-1])
+        return b"".join(parts)
+    _say("Nz")
+    stream = zlib.decompressobj()
+    while not stream.eof:
+        try:
+            parts.append(stream.decompress(_read()))
+        except zlib.error:
+            raise Unable(_DAMAGED, "")
     return b"".join(parts)
+
+
+def _read() -> bytes:
+    """Some of what the master sends, which is never more than was asked for."""
+    data = os.read(0, 1 << 16)
+    if not data:
+        sys.exit(74)
+    return data
 
 
 class _InThread:

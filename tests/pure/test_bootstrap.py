@@ -2,10 +2,11 @@
 
 import json
 import re
+import sys
 
 import pytest
 
-from jamtasks import bootstrap
+from jamtasks import bootstrap, loader
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec
 from jamtasks.transport.base import Attempt, Channel, Crowded, packets, patiently
@@ -104,6 +105,44 @@ def test_everything_is_asked_for():
     done, channel = talk(*pieces)
     assert channel.written == [ANSWERS["P"], ANSWERS["L"], ANSWERS["N"]]
     assert done.sent
+
+
+@pytest.fixture
+def fetch(monkeypatch):
+    """fetch() -> (what the loader gets of the payload, what it said for that). harm: of the bytes
+    on their way."""
+
+    def fetch(harm=lambda data: data):
+        said, left = [], bytearray()
+
+        def say(stage):
+            said.append(stage)
+            _, channel = talk(f"{MARK}:{stage}\n", f"{MARK}:R\n")
+            left.extend(harm(channel.written[0]))
+
+        def read(fd, size):
+            data = bytes(left[:1000])
+            del left[:1000]
+            return data
+
+        monkeypatch.setattr(loader, "TOLD", {"size": len(ANSWERS["N"])})
+        monkeypatch.setattr(loader, "_say", say)
+        monkeypatch.setattr(loader.os, "read", read)
+        return loader._fetch(), said
+
+    return fetch
+
+
+def test_the_payload_is_packed_for_whoever_can_unpack_it(fetch, monkeypatch):
+    assert fetch() == (ANSWERS["N"], ["Nz"])
+    with pytest.raises(loader.Unable, match="damaged"):
+        fetch(lambda data: b"x" + data)
+    with pytest.raises(SystemExit):  # the connection has ended
+        fetch(lambda data: data[:-1])
+    monkeypatch.setitem(sys.modules, "zlib", None)
+    assert fetch() == (ANSWERS["N"], ["N"])
+    with pytest.raises(SystemExit):
+        fetch(lambda data: data[:-1])
 
 
 def test_byte_by_byte_with_noise():
