@@ -13,7 +13,7 @@ from worker_payload.wire import Buffer, ProtocolError
 
 from .errors import AuthenticationError, HostError, HostKeyError
 from .session import Session
-from .transport.base import Attempt
+from .transport.base import Attempt, Channel
 
 if TYPE_CHECKING:
     from .bootstrap import Attached
@@ -178,7 +178,7 @@ class Link:
                 else:
                     self._let_fold()
                 self.reading = True
-                data = channel.read(READ_SIZE)
+                data = self._read(session, channel)
                 self.reading = False
                 self.last_heard = time.monotonic()
                 if not data:
@@ -201,6 +201,16 @@ class Link:
                 self._wake.notify_all()
             self._writer.join(JOIN_SECONDS)
         return reason
+
+    def _read(self, session: Session, channel: Channel) -> Buffer:
+        """The next bytes to be looked at, which those in the middle of a large answer are not."""
+        while (room := session.room()) is not None:
+            count = channel.read_into(room[:READ_SIZE])
+            self.last_heard = time.monotonic()
+            if not count:
+                return b""
+            session.put(count)
+        return channel.read(READ_SIZE)
 
     def _lose(self, reason: str) -> None:
         engine = self.engine

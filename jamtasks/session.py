@@ -91,6 +91,15 @@ class Session:
             message for message in self._decoder.feed(data) if self._take(message, now) is not None
         ]
 
+    def room(self) -> memoryview | None:
+        """Where the next bytes may be put instead, if much of a long answer is to come. For whoever
+        calls `receive`, as is `put`; they need no lock."""
+        return self._decoder.room()
+
+    def put(self, count: int) -> None:
+        """So many bytes were put there. No message ends with them."""
+        self._decoder.put(count)
+
     def _take(self, message: Any, now: float) -> Any:
         state = TRANSITIONS.get((self.state, type(message)))
         if state is None:

@@ -592,6 +592,21 @@ class Decoder:
         """True if the bytes so far end with a whole frame."""
         return not self._pending and self._frame is None
 
+    def room(self):
+        # type: () -> Optional[memoryview]
+        """Where the next bytes belong, and may be put, if a long segment misses many; see `put`."""
+        if self._frame is None or not isinstance(self._segments[-1], memoryview):
+            return None
+        segment = self._segments[-1]
+        if len(segment) - self._have < _STREAM_FROM:
+            return None
+        return segment[self._have : -1]  # its last byte is fed
+
+    def put(self, count):
+        # type: (int) -> None
+        """So many bytes were put into `room`."""
+        self._have += count
+
     def feed(self, data):
         # type: (Buffer) -> List[Message]
         """The messages completed by these bytes. Raises ProtocolError."""

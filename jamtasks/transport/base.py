@@ -39,6 +39,12 @@ class Channel(ABC):
     def read(self, size: int) -> bytes:
         """Up to size bytes, at least one; b"" when the other end, or close(), has ended it."""
 
+    def read_into(self, room: memoryview) -> int:
+        """The same, into there: how many bytes."""
+        data = self.read(len(room))
+        room[: len(data)] = data
+        return len(data)
+
     @abstractmethod
     def poll(self, seconds: float) -> bool:
         """Whether there is something to read, or the end, within so many seconds. For one thread
@@ -162,6 +168,12 @@ class ProcessChannel(Channel):
             return b""
         self._expected = _SHORT if len(data) < size else _LONG
         return data
+
+    def read_into(self, room: memoryview) -> int:
+        try:
+            return self._socket.recv_into(room)
+        except OSError:
+            return 0
 
     def poll(self, seconds: float) -> bool:
         return self._closed or bool(self._poll.poll(seconds * 1000))

@@ -30,11 +30,21 @@ class Channel:
 
     def __init__(self, *says: bytes):
         self.says: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._rest = b""
+        self.put = 0  # bytes that were read into their place
         for data in says:
             self.says.put(data)
 
     def read(self, size: int) -> bytes:
-        return self.says.get(timeout=20)
+        data = self._rest or self.says.get(timeout=20)
+        self._rest = data[size:]
+        return data[:size]
+
+    def read_into(self, room: memoryview) -> int:
+        data = self.read(len(room))
+        room[: len(data)] = data
+        self.put += len(data)
+        return len(data)
 
     def write(self, buffers: Any) -> None:
         pass
@@ -143,3 +153,30 @@ def test_a_lost_host_with_another_key_is_never_asked_again(start):
     time.sleep(0.1)
     assert len(engine.tries) == 1
     assert not engine.hope(engine.links["h"])
+
+
+LARGE = b"".join(map(bytes, wire.encode(wire.Result(9, [[0, 0, 1, 0.1]], [bytes(2 << 20)]))))
+NOTE = b"".join(map(bytes, wire.encode(wire.Note("all is well"))))
+
+
+def test_a_long_answer_is_read_into_its_place_and_each_piece_is_a_sign_of_life(start):
+    channel = Channel(WELCOME)
+    engine = start(channel, dead_after=0.2)
+    link = wait_for(engine, lambda link: link.state == "up")
+    for position in range(0, len(LARGE), 200_000):
+        channel.says.put(LARGE[position : position + 200_000])
+        time.sleep(0.06)
+    channel.says.put(NOTE)
+    wait_for(engine, lambda link: link.notes == ["all is well"])
+    assert (link.state, link.given_up) == ("up", "")
+    assert channel.put > 1 << 20
+
+
+@pytest.mark.parametrize("ending", ["end", "silence"])
+def test_a_host_that_is_lost_in_the_middle_of_a_long_answer(start, ending):
+    first, well = Channel(WELCOME, LARGE[:100_000], LARGE[100_000:900_000]), Channel(WELCOME, NOTE)
+    if ending == "end":
+        first.says.put(b"")
+    engine = start(first, well)
+    link = wait_for(engine, lambda link: link.notes == ["all is well"])
+    assert link.attached.channel is well and first.put == 800_000

@@ -178,6 +178,40 @@ def test_large_segments(size):
         assert decoded(*(data[i : i + piece] for i in range(0, len(data), piece))) == expected
 
 
+@pytest.mark.parametrize("step", [4096, 100_001, 1 << 30])
+def test_a_long_segment_is_filled_where_it_stays(step):
+    """As far as its reader likes; other bytes come as usual."""
+    first, second = (bytes(range(256)) * (size >> 8) for size in (room.OWN_FROM << 1, 3 << 20))
+    message = wire.Result(1, [[1, 0, 4, 0.5]], [b"", first, b"between", second])
+    data = memoryview(stream_of([wire.Beat(), message, wire.Beat(), message]))
+    decoder, found, put = Decoder(), [], 0
+    assert decoder.room() is None
+    while data:
+        place = decoder.room()
+        if place is not None and put % 3 < 2:
+            count = min(step, len(place), len(data))
+            place[:count] = data[:count]
+            decoder.put(count)
+            put += count
+        else:
+            count = min(step, 70_000, len(data))
+            found += decoder.feed(data[:count])
+            put += 1
+        data = data[count:]
+    assert found == [wire.Beat(), message, wire.Beat(), message] and decoder.at_boundary()
+    assert put > 4 << 20, "most of it went that way"
+
+
+def test_no_room_for_what_grows_as_it_comes_and_for_the_end():
+    data = stream_of([wire.Blob("0" * 64, 0, 4 << 20, [bytes(4 << 20)])])
+    decoder = Decoder()
+    assert decoder.feed(data[:1000]) == [] and decoder.room() is not None
+    assert decoder.feed(data[1000:-1000]) == [] and decoder.room() is None
+    assert len(decoder.feed(data[-1000:])) == 1 and decoder.room() is None
+    short = stream_of([wire.Blob("0" * 64, 0, 300_000, [bytes(300_000)])])
+    assert decoder.feed(short[:1000]) == [] and decoder.room() is None
+
+
 def test_the_memory_of_a_long_segment_is_given_back():
     """Also if one that came later is still in use."""
     data = stream_of([wire.Result(1, [[1, 0, 1, 0.5]], [bytes(1 << 20)])])
