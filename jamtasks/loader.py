@@ -11,17 +11,16 @@ import sys
 if __name__ == "__main__":  # on a host: what lies in the home, where we are, is no module of Python
     sys.path[:] = filter(None, sys.path)
 
-import contextlib
 import errno
 import os
-import subprocess
-import threading
+import select
 import time
 
 if False:  # for type checkers: the host need not have typing, and it takes time
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
+    Process = tuple[int, int]
     Answer = tuple[bool, tuple[int, ...], bool, str]
 
 # marker, build, size, verb, project, python, prepared, key, options, repair
@@ -86,7 +85,7 @@ def main() -> None:
 
 def _prepare(cache: str, folder: str) -> str:
     """Install what is missing, and choose a Python: its path. Raises Unable, OSError."""
-    choice = _InThread(_choose)
+    choice = _fork(_tell_choice)
     lacking = TOLD["repair"] or not is_installed(folder)
     if lacking:
         data = _fetch()
@@ -94,7 +93,7 @@ def _prepare(cache: str, folder: str) -> str:
             raise Unable(_DAMAGED, "")
         install(cache, TOLD["build"], data, TOLD["repair"])
         _compile(sys.executable, folder)  # most likely that is what will be chosen
-    python = choice.result()
+    python = _chosen(choice)
     if lacking and os.path.realpath(python) != os.path.realpath(sys.executable):
         _compile(python, folder)
     _remember(cache, python)
@@ -141,31 +140,25 @@ def _read() -> bytes:
     return data
 
 
-class _InThread:
-    """Work in a thread of its own."""
-
-    def __init__(self, work: "Any") -> None:
-        self._work = work
-        self._found: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._found = self._work()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> "Any":
-        """What it returned, or raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._found
-
-
 # --- which Python ------------------------------------------------------------------------------
+
+
+def _tell_choice() -> None:
+    try:
+        told = "+" + _choose()
+    except Unable as error:
+        told = "-" + "\0".join(error.args)
+    os.write(1, os.fsencode(told))
+
+
+def _chosen(choice: "Process") -> str:
+    """What a process found that runs _tell_choice. Raises Unable."""
+    told = os.fsdecode(_finish(choice, 1e6) or b"")
+    if not told:  # it was killed
+        return _choose()
+    if told[0] == "-":
+        raise Unable(*told[1:].split("\0"))
+    return told[1:]
 
 
 def _choose() -> str:
@@ -269,7 +262,7 @@ def _ask(paths: "list[str]") -> "list[Answer | None]":
     for start in range(0, len(paths), _AT_ONCE):
         batch = [(path, _start([path, "-c", _ASK])) for path in paths[start : start + _AT_ONCE]]
         for path, process in batch:
-            words = (_finish(process) or "").split()
+            words = (_finish(process) or b"").decode("utf-8", "replace").split()
             try:
                 version = tuple(int(word) for word in words[:3])
                 answers.append((words[4] == "1", version, words[3] == "cpython", path))
@@ -278,34 +271,57 @@ def _ask(paths: "list[str]") -> "list[Answer | None]":
     return answers
 
 
-def _run(argv: "list[str]") -> "str | None":
+def _run(argv: "list[str]") -> "bytes | None":
     return _finish(_start(argv))
 
 
-def _start(argv: "list[str]") -> "subprocess.Popen[bytes] | None":
+def _start(argv: "list[str]") -> "Process":
+    def become() -> None:
+        os.chdir("/")  # a numpy/ in the home must not look like numpy
+        os.execv(argv[0], argv)
+
+    return _fork(become)
+
+
+def _fork(work: "Callable[[], None]") -> "Process":
+    """work() in a process of its own: its number, and a descriptor that reads what it prints.
+
+    `subprocess` would do as much, but takes as long to import as Python to start."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        return pid, reading
     try:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",  # a numpy/ in the home must not look like numpy
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd, number in ((null, 0), (writing, 1), (null, 2)):
+            os.dup2(fd, number)
+        work()
+        os._exit(0)
+    finally:
+        os._exit(126)
+
+
+def _finish(process: "Process", seconds: float = _PATIENCE) -> "bytes | None":
+    """What it printed, or None if it failed, or is not done within so many seconds."""
+    pid, reading = process
+    deadline = time.monotonic() + seconds
+    parts = [b"-"]
+    while parts[-1]:
+        left = max(0.0, deadline - time.monotonic())
+        parts.append(
+            os.read(reading, 1 << 16) if select.select([reading], [], [], left)[0] else b""
         )
-    except OSError:
-        return None
-
-
-def _finish(process: "subprocess.Popen[bytes] | None") -> "str | None":
-    """What it printed, or None if it failed."""
-    if process is None:
-        return None
-    try:
-        out = process.communicate(timeout=_PATIENCE)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return None
-    return out.decode("utf-8", "replace") if process.returncode == 0 else None
+    os.close(reading)
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.0005)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    if ended:
+        return b"".join(parts[1:]) if status == 0 else None
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return None
 
 
 def _remember(cache: str, python: str) -> None:
@@ -378,11 +394,14 @@ def _remove(folder: str) -> None:
 
 def _compile(python: str, folder: str) -> None:
     """Have a Python compile what it is about to import, on another core while we go on."""
-    argv = ["/bin/sh", "-c", '"$0" "$@" &', python, "-S", "-c", _COMPILE, folder]
-    with contextlib.suppress(OSError):  # by sh, whose child is nobody's when sh has ended
-        subprocess.call(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    argv = [python, "-S", "-c", _COMPILE, folder]
+
+    def become() -> None:
+        if not os.fork():  # nobody's child when its parent has ended, so none of ours
+            os.dup2(0, 1)
+            os.execv(python, argv)
+
+    _finish(_fork(become))
 
 
 def is_installed(folder: str) -> bool:
