@@ -26,6 +26,7 @@ from worker_payload.arrays import (
     DecodeError,
     EncodeError,
     Rebuild,
+    dtype_from_string,
     dtype_to_string,
     need_numpy,
 )
@@ -37,6 +38,7 @@ _BLOB = struct.Struct("<8sQ")
 _FIRST = struct.Struct("<QQ")  # number of segments, length of the first
 _BLOB_MAGIC = b"jamblob1"
 _MAX_PARTS = 1 << 24
+_FORMS = 64  # of bare arrays that are remembered
 _ME = "worker_payload.codec"  # where the pickles look for the rebuild functions
 
 
@@ -177,6 +179,11 @@ def encode(obj):
     Raises EncodeError saying what cannot travel."""
     if type(obj) in _PLAIN:
         return [pickle.dumps(obj, PROTOCOL)]
+    bare = _is_bare(obj)
+    if bare:
+        known = _pickles.get((obj.dtype, obj.shape))
+        if known is not None:
+            return [known, raw_bytes(obj)]
     out = io.BytesIO()
     pickler = pickle.Pickler(out, PROTOCOL)
     table = _encoder.dispatch_table()
@@ -199,6 +206,8 @@ def encode(obj):
     segments[0] = data = out.getvalue()
     if b"numpy" in data:
         _refuse_numpy(data)
+    if bare and len(segments) == 2:
+        _remember(obj, data)
     return segments
 
 
@@ -231,6 +240,56 @@ def _refuse_numpy(data):
             recent = [recent[1], argument]
 
 
+# --- bare arrays -------------------------------------------------------------------------------
+# What iterative programs send all day is one array of numbers, of the same form each time. Its
+# pickle is the same each time too, and need be made and read only once.
+
+_pickles = {}  # type: Dict[Tuple[Any, Tuple[int, ...]], bytes]  # by dtype and shape
+_forms = {}  # type: Dict[bytes, Tuple[Any, Tuple[int, ...], int]]  # dtype, shape, bytes; by pickle
+
+
+def _is_bare(obj):
+    # type: (Any) -> bool
+    """Whether this is nothing but an array of numbers, in C order."""
+    np = sys.modules.get("numpy")  # type: Any
+    return (
+        type(obj) is getattr(np, "ndarray", None)
+        and obj.dtype.kind in "iufc"  # truth values from a stranger are looked at each time
+        and obj.flags.c_contiguous
+    )
+
+
+def _remember(array, data):
+    # type: (Any, bytes) -> None
+    """data: the pickle of all bare arrays of this form, beside their one segment."""
+    if len(_forms) >= _FORMS:
+        _forms.clear()
+        _pickles.clear()
+    _pickles[array.dtype, array.shape] = data
+    _forms[data] = dtype_from_string(dtype_to_string(array.dtype)), array.shape, array.nbytes
+
+
+def _bare(segments):
+    # type: (Sequence[Buffer]) -> Any
+    """The array in segments, if it is a bare one of a form that we know; else None."""
+    if len(segments) != 2 or len(segments[0]) > 256:
+        return None
+    form = _forms.get(bytes(segments[0]))
+    if form is None or len(segments[1]) != form[2]:
+        return None
+    return need_numpy().frombuffer(segments[1], form[0]).reshape(form[1])
+
+
+def _learned(value, segments):
+    # type: (Any, Sequence[Buffer]) -> Any
+    """The value, which was in these segments; if it is a bare array, its form is known then.
+
+    Whoever made the pickle: it is one that we would have made ourselves."""
+    if len(segments) == 2 and len(segments[0]) <= 256 and _is_bare(value):
+        encode(value)
+    return value
+
+
 # --- decode ------------------------------------------------------------------------------------
 
 Find = Callable[[str, str], Any]
@@ -242,12 +301,15 @@ def decode(segments, find=None, writable=False):
 
     Large arrays share memory with their segments; writable concerns the small ones in the pickle.
     Raises DecodeError."""
+    array = _bare(segments)
+    if array is not None:
+        return array
     rebuild = Rebuild(segments, writable)
     try:
         unpickler = _Trusting(io.BytesIO(segments[0]))
         unpickler.rebuild = rebuild
         unpickler.find = find
-        return unpickler.load()
+        return _learned(unpickler.load(), segments)
     except DecodeError:
         raise
     except Exception as error:
@@ -283,9 +345,12 @@ def decode_untrusted(segments, modules):
     Raises DecodeError, whatever happens."""
     if len(segments) == 1 and _NUMBER.match(segments[0]):
         return pickle.loads(segments[0])
+    array = _bare(segments)
+    if array is not None:
+        return array
     from worker_payload import restricted  # hosts never need it
 
-    return restricted.decode(segments, modules, _ME, _REBUILD)
+    return _learned(restricted.decode(segments, modules, _ME, _REBUILD), segments)
 
 
 def settled(value, ours):

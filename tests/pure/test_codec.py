@@ -284,6 +284,72 @@ def test_small_arrays_travel_in_the_pickle_and_large_ones_as_views(size):
     assert same(back([array, "x"])[0], array)
 
 
+BARE = [
+    np.arange(1000.0),
+    np.arange(1000.0).reshape(10, 100),
+    np.arange(1000.0).reshape(10, 100).T,
+    np.arange(1000, dtype=">i4"),
+    np.arange(1000).astype("longlong"),
+    np.arange(2000)[::2],
+    np.arange(1000, dtype="f2") * 1j,
+    np.arange(5000) % 3 == 0,
+    np.ones((20, 0, 50)),
+    np.zeros(300, dtype=[("a", "i4"), ("b", "f8")]),
+    np.zeros(300, dtype=[("a", "i4"), ("b", "f8")]).view(np.recarray),
+    np.zeros((30, 30), dtype="M8[s]"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BARE)))
+@pytest.mark.parametrize("forms", [64, 1])
+def test_a_bare_array_whose_form_was_seen_before(monkeypatch, number, forms):
+    """The short way comes to what the long one does, with what was learned at either end."""
+    monkeypatch.setattr(codec, "_FORMS", forms)
+    array = BARE[number]
+
+    def forget():
+        codec._forms.clear()
+        codec._pickles.clear()
+
+    def look(value):
+        order = value.flags.c_contiguous, value.flags.f_contiguous
+        return type(value), value.dtype.str, value.dtype.char, value.shape, order, value.tobytes()
+
+    forget()
+    first = [bytes(part) for part in codec.encode(array)]
+    forget()
+    expected = look(codec.decode([bytearray(part) for part in first]))
+    for sent in range(4):
+        segments = [bytes(part) for part in codec.encode(array)]
+        assert segments == first
+        if sent % 2:
+            forget()
+        theirs = codec.decode_untrusted([bytearray(part) for part in segments], {})
+        assert look(theirs) == expected and theirs.flags.writeable
+        ours = codec.decode(segments)
+        assert look(ours) == expected
+        assert ours.flags.writeable == (len(segments) == 1 and not array.size)
+        codec.encode(np.ones(1000 + sent))
+    assert len(codec._forms) <= forms
+
+
+def test_a_form_that_was_seen_does_not_let_anything_else_in():
+    array = np.arange(5000) % 3 == 0
+    head, data = (bytes(part) for part in codec.encode(array))
+    for _ in range(2):
+        assert (codec.decode_untrusted([head, bytearray(data)], {}) == array).all()
+        with pytest.raises(DecodeError, match="truth values"):
+            codec.decode_untrusted([head, bytearray(b"\2" * len(data))], {})
+    array = np.arange(1000.0)
+    head, data = (bytes(part) for part in codec.encode(array))
+    for read in (codec.decode, lambda segments: codec.decode_untrusted(segments, {})):
+        for _ in range(2):
+            assert (read([head, bytearray(data)]) == array).all()
+            for wrong in (data[:-1], data + data[:8], b""):
+                with pytest.raises(DecodeError, match="needs 8000 bytes"):
+                    read([head, bytearray(wrong)])
+
+
 def masked():
     structured = np.ma.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")])
     structured["a"][0] = np.ma.masked
