@@ -7,6 +7,7 @@ which is never held during I/O, hashing, decoding or anybody's map function.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -196,6 +197,7 @@ class Engine:
         with self.lock:
             self.end_last()
             self.closing = True
+            self.unroll()
             self.closed.set()
             for link in self.links.values():
                 link.hurry()
@@ -442,12 +444,16 @@ class Engine:
         for link in self.links.values():
             link.take_back()
 
+    def unroll(self, before: float = math.inf) -> None:
+        """Calls that repeat others, and began before then, get their scheduler. Under the lock."""
+        for call in self.calls.values():
+            if call.round is not None and call.round.began < before:
+                _ = call.scheduler
+
     def look_at_rounds(self, now: float) -> None:
         """To be called now and then, under the lock: calls that are repeated get their scheduler
         when they take a while, and a call that might have been repeated is ended."""
-        for call in self.calls.values():
-            if call.round is not None and now - call.round.began > TICK:
-                _ = call.scheduler
+        self.unroll(now - TICK)
         if self._last is not None and now - self._ended > TICK:
             self.end_last()
 

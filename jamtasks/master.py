@@ -235,7 +235,7 @@ class Master:
                     self._last = _Last(call, bundle, data, slices, workers, asked)
             return self._drive(call, bundle, links, feed, began)
         finally:
-            self._running.release()
+            self._leave()
 
     def _round(self, call: Call, bundle: Bundle, began: float) -> Any:
         """Wait for a call that repeats the last one; as for any other if it takes a while."""
@@ -331,13 +331,19 @@ class Master:
                 feed.limit(order.next + feeding.AHEAD)
                 yield from order.ready()
         finally:
-            self._running.release()
+            self._leave()
 
     def _take_turn(self) -> None:
         if self._closed:
             raise UsageError("this Master is closed")
         if not self._running.acquire(blocking=False):
             raise UsageError("this Master is running a call: one at a time, or use another Master")
+
+    def _leave(self) -> None:
+        """The turn is over, whatever ended it: Ctrl-C may have come before anybody knew the call."""
+        for call in list(self._engine.calls.values()):
+            self._engine.finish(call)
+        self._running.release()
 
     def _check_modules(
         self, bundle: Bundle, slices: Slices | None, params: _Params, links: Sequence[Link]
@@ -536,6 +542,8 @@ class Master:
             while True:
                 if call.error is not None:
                     raise call.error
+                if engine.closing:
+                    raise UsageError("this Master was closed during the call")
                 if call.results or len(call.failures) > seen:
                     batch = sorted(call.results, key=_FIRST)  # in order, none has to be kept
                     call.results.clear()

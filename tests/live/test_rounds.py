@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import weakref
 
 import numpy
@@ -11,7 +13,7 @@ import pytest
 from sshd import wait_until
 
 from jamtasks import DataSet, Master
-from jamtasks.errors import TaskFailed
+from jamtasks.errors import TaskFailed, UsageError
 
 SCALED = """
 import os
@@ -207,3 +209,83 @@ def test_whatever_else_happens_in_the_midst_of_repeated_calls(host, module, tmp_
                 kind = ("printed", 1) if what == "print" else ("written", 2)
                 assert lines == [(f"{kind[0]} {number}", kind[1])] * workers
             said.clear()
+
+
+BREAKING = """
+import os, signal, time
+def mapfunc(params, dataset):
+    what, pid, once = params
+    if what == "wait":
+        time.sleep(pid)
+    elif what == "signal" and not os.path.exists(once):
+        open(once, "w").close()
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.2)
+    elif what == "kill" and not os.path.exists(once):
+        open(once, "w").close()
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(5)
+    return 1
+"""
+
+
+def reads(master):
+    """Whether reading is lent to the thread that waits for repeated calls."""
+    (link,) = master._engine.links.values()
+    return link.lent
+
+
+@pytest.mark.parametrize("after", [2, 8])
+def test_ctrl_c_in_a_repeated_call(master, module, tmp_path, after):
+    """The thread that waits reads, too: nothing of the connection's bytes may be lost on it."""
+    name, once = module(BREAKING), str(tmp_path / "once")
+    workers = master.run(name, ("", 0, ""))
+    for _ in range(after):
+        assert master.run(name, ("", 0, "")) == workers
+    assert reads(master)
+    with pytest.raises(KeyboardInterrupt):
+        master.run(name, ("signal", os.getpid(), once))
+    assert not reads(master)
+    for _ in range(3):
+        assert master.run(name, ("", 0, "")) == workers
+    assert reads(master) and not master.last_run.notes
+
+
+def test_the_agent_is_killed_in_the_midst_of_a_repeated_call(master, module, tmp_path):
+    name, once = module(BREAKING), str(tmp_path / "once")
+    (link,) = master._engine.links.values()
+    for _ in range(4):
+        workers = master.run(name, ("", 0, ""))
+    assert reads(master)
+    pid = link.welcome.pid
+    assert master.run(name, ("kill", pid, once)) == workers
+    assert link.welcome.pid != pid and master.last_run.retried
+    for _ in range(4):
+        assert master.run(name, ("", 0, "")) == workers
+    assert repeated(master)
+
+
+@pytest.mark.parametrize("before", [0, 4])
+def test_a_master_is_closed_in_the_midst_of_a_call(master, module, before):
+    name = module(BREAKING)
+    for _ in range(before):
+        master.run(name, ("", 0, ""))
+    master.wait()
+    assert reads(master) == (before > 0)
+    closer = threading.Timer(0.2, master.close)
+    closer.start()
+    with pytest.raises(UsageError, match="closed during the call"):
+        master.run(name, ("wait", 100, ""))
+    closer.join()
+
+
+def test_reading_is_taken_back_when_no_more_calls_come(master, module):
+    name = module(BREAKING)
+    for _ in range(4):
+        master.run(name, ("", 0, ""))
+    assert reads(master)
+    deadline = time.monotonic() + 10
+    while reads(master) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not reads(master)
+    assert master.run(name, ("", 0, ""))
