@@ -1,6 +1,7 @@
 """Putting the payload in place: others start from it all the while."""
 
 import os
+import sys
 import threading
 
 import pytest
@@ -17,6 +18,21 @@ def install(tmp_path):
         return tmp_path / "payload" / PAYLOAD.build
 
     return install
+
+
+def test_all_that_an_agent_imports_is_compiled(install, monkeypatch):
+    folder = install()
+    names = {path.stem for path in (folder / "worker_payload").glob("*.py")}
+    monkeypatch.chdir(folder)  # and back
+    monkeypatch.setattr(sys, "argv", ["-c", str(folder)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    found = {}
+    exec(loader._COMPILE, found)
+    compiled = {
+        path.name.partition(".")[0] for path in folder.glob("worker_payload/__pycache__/*.pyc")
+    }
+    assert names - compiled == {"fire", "probe", "restricted"}
+    assert set(found["names"]) < names
 
 
 def test_what_is_whole_is_kept(install):
