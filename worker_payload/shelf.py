@@ -7,6 +7,8 @@ from typing import Any, List, Optional
 
 from worker_payload import codec
 
+READ_BYTES = 256 << 10  # up to this many, reading is cheaper than a mapping and its page faults
+
 
 def make(folder):
     # type: (str) -> Optional[int]
@@ -51,6 +53,9 @@ def take(fd, access=mmap.ACCESS_COPY):
     # type: (int, int) -> List[memoryview]
     """The segments of a blob, as memory of our own; the descriptor is closed."""
     try:
+        size = os.fstat(fd).st_size
+        if size <= READ_BYTES:
+            return codec.blob_segments(bytearray(os.pread(fd, size, 0)))
         return codec.blob_segments(memoryview(mmap.mmap(fd, 0, access=access)))
     finally:
         os.close(fd)
