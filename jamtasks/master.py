@@ -340,7 +340,7 @@ class Master:
             raise UsageError("this Master is running a call: one at a time, or use another Master")
 
     def _leave(self) -> None:
-        """The turn is over, whatever ended it: Ctrl-C may have come before anybody knew the call."""
+        """The turn is over. Ctrl-C may have come before anybody knew of a call that was sent."""
         for call in list(self._engine.calls.values()):
             self._engine.finish(call)
         self._running.release()
