@@ -173,8 +173,10 @@ class Link:
             self.flush(session)
             data: Buffer = attached.head
             while True:
-                if data and self._received(session, data):
-                    self._lend()
+                if data:
+                    self._received(session, data)
+                if self.lent:
+                    self._back.wait()
                 else:
                     self._let_fold()
                 self.reading = True
@@ -231,14 +233,16 @@ class Link:
             engine.changed.notify_all()
         engine.dispatch()
 
-    def _received(self, session: Session, data: Buffer) -> bool:
-        """Whether this was an answer to a repeated call and nothing else. Raises ProtocolError."""
+    def _received(self, session: Session, data: Buffer) -> None:
+        """Raises ProtocolError."""
         engine = self.engine
         with engine.lock:
             now = time.monotonic()
             messages = session.receive(data, now)
             if len(messages) == 1 and engine.closes_round(self, messages[0]):
-                return True
+                if not self.lent and engine.may_repeat(self):
+                    self._lend()
+                return
         # what a task printed is shown before its answer can end the run
         for message in messages:
             if type(message) is wire.Output:
@@ -253,7 +257,6 @@ class Link:
             more = session.has_control() or not all(c.settled for c in engine.calls.values())
         if more:
             engine.dispatch()
-        return False
 
     def _let_fold(self) -> None:
         """Wait while answers come faster than they are folded."""
@@ -271,13 +274,9 @@ class Link:
 
     def _lend(self) -> None:
         """Let whoever repeats a call read in our place, until `take_back`: otherwise threads change
-        twice in each round."""
-        with self.engine.lock:
-            if not self.engine.may_repeat(self):
-                return
-            self._back.clear()
-            self.lent = True
-        self._back.wait()
+        twice in each round. Under the lock."""
+        self._back.clear()
+        self.lent = True
 
     def take_back(self) -> None:
         """Our own thread reads from now on. Under the lock."""
