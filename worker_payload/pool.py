@@ -372,7 +372,9 @@ class Pool(object):
                         queue.appendleft(task)
                         break
                     count = 1
-                part = kept.command(PART, task, worker.files, self._spare, fds)
+                # one file for all that is in its hand: most of it comes to one answer
+                spare = self._spare if part is None else []
+                part = kept.command(PART, task, worker.files, spare, fds)
                 commands.append(part)
             count -= 1
             self._unqueue(task)

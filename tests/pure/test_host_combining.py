@@ -254,6 +254,19 @@ def test_large_answers_pass_through_files() -> None:
     assert parts_of(again)[0][5] is True, "it is known that its answers are large"
 
 
+def test_there_is_one_file_for_all_in_a_hand_and_so_one_for_each_worker() -> None:
+    agent = Files(512, workers=4)
+    hands = []
+    for worker, (ticket,) in given_to(agent.first).items():
+        index = next(command[3] for command in parts_of(agent.first) if command[2] == ticket)
+        (give,) = of(agent.takes(worker, ticket, [(index, 1, LARGE)], seconds=1e-5), Give)
+        hands.append([command[5] for command in parts_of(give)])
+    first, *others = hands
+    assert not any(first), "nobody knew that answers are large"
+    assert others == [[True] + [False] * (len(hand) - 1) for hand in others]
+    assert [len(hand) > 2 for hand in others] == [True] * 3
+
+
 def test_where_no_file_can_be_made_answers_stay_in_memory() -> None:
     agent = Files(2, workers=1)
     agent.can = False
