@@ -2,15 +2,15 @@
 
 A small one is a head and its segments. With a large one the worker asks first, and waits for its
 turn (`turns`); then it hands over a file in memory, from which the agent writes to the master's
-channel, so that nothing is copied from socket to memory there. Where no such file can be had, it
-goes through the socket like any other.
+channel, so that nothing is copied from socket to memory there. Where no such file can be had, or
+its memory would not go back at once, the answer goes through the socket like any other.
 """
 
 import os
 import struct
 from typing import Any, List
 
-from worker_payload import codec, links, shelf
+from worker_payload import codec, links, room, shelf
 from worker_payload.turns import LARGE
 
 # kind, wrote something, ticket, seconds, number of segments; their lengths follow, then they
@@ -57,7 +57,7 @@ def send(replies, kind, wrote, ticket, seconds, segments):
 def _lend(replies, head, segments):
     # type: (Any, bytes, List[Any]) -> bool
     """Hand over a file with these segments; False if there is none to be had."""
-    fd = shelf.in_memory()
+    fd = shelf.in_memory() if room.PROMPT else None
     if fd is None:
         return False
     try:

@@ -5,9 +5,13 @@ use.
 """
 
 import mmap
+import sys
 from typing import Any
 
 OWN_FROM = 512 << 10  # bytes of a segment that has memory of its own
+# Whether memory goes back with its last user. Elsewhere that takes a garbage collection, which does
+# not come for the sake of memory that it does not know of.
+PROMPT = sys.implementation.name == "cpython"
 HUGE_FROM = (
     4 << 20
 )  # and in large pages, as numpy has it: filling small ones takes four times as long
@@ -20,7 +24,7 @@ def make(length):
     """An empty bytearray for a segment, or, if it is long, a view of zeros.
 
     These take room only as they are written to, so that a length need not be believed."""
-    if length < OWN_FROM or not _OWN_FLAGS:
+    if length < OWN_FROM or not (_OWN_FLAGS and PROMPT):
         return bytearray()
     try:
         memory = mmap.mmap(-1, length, flags=_OWN_FLAGS)
