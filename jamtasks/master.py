@@ -13,21 +13,23 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from worker_payload import codec, wire
+from worker_payload import wire
 from worker_payload.wire import Buffer
 
-from . import combining, datasets, feeding, modules, presence
+from . import combining, datasets, feeding, modules, outcome, presence, printing
 from . import scheduler as plan
+from .encoding import Params, decode, decoder, encode_params
 from .engine import Call, Engine
-from .errors import EncodingError, HostError, JamError, ModuleError, TaskFailed, UsageError
+from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
 from .link import Link
+from .printing import OnOutput
 from .reduction import OrderedFold, Reduce, default_reduce, reduced
-from .report import FailedSlice, HostReport, RunReport
+from .report import HostReport, RunReport
+from .rounds import Last
 from .spans import Spans
 from .treefold import TreeFold
 
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from .modules import Bundle
     from .settings import HostSpec, Settings
 
-INLINE_PARAMS = 32 << 10  # bytes: larger params travel as a blob, one copy per host
 Answer = tuple[int, str, list[Buffer], int]  # see Call.results
 _FIRST = operator.itemgetter(0)
 MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
@@ -47,7 +48,6 @@ SHOWN_AFTER = 1.0  # seconds; a shorter call shows nothing to `inv status`
 SHOWN_SLICES = 200
 
 Progress = Callable[[int, int, int], None]
-OnOutput = Callable[[str, int, int, str], None]
 
 
 class Master:
@@ -89,13 +89,13 @@ class Master:
         self._logins = logins
         self._specs = logins.specs
         self._hosts_file = _HostsFile(settings) if hosts is None and settings.path else None
-        self._on_notice = on_notice or _print_notice
+        self._on_notice = on_notice or printing.print_notice
         self._progress = progress
-        self._printer = _Printer(on_output or _print_output)
+        self._printer = printing.Printer(on_output or printing.print_output)
         self._last_run: RunReport | None = None
         self._report: Callable[[], RunReport] | None = None  # makes it, when somebody asks
         self._reasons: list[str] = []
-        self._last: _Last | None = None
+        self._last: Last | None = None
         self._engine = Engine(
             self._specs,
             settings,
@@ -153,7 +153,7 @@ class Master:
     def hosts(self) -> tuple[HostReport, ...]:
         """The hosts as they are now."""
         with self._engine.lock:
-            return tuple(_host_report(seen, None) for seen in self._seen())
+            return tuple(outcome.of_host(seen, None) for seen in self._seen())
 
     # --- a map call ------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Master:
                 )
                 call.inline = tiny
                 if data is dataset:  # else it is made anew each time, and not kept
-                    self._last = _Last(call, bundle, data, slices, workers, asked)
+                    self._last = Last(call, bundle, data, slices, workers, asked)
             return self._drive(call, bundle, links, feed, began)
         finally:
             self._leave()
@@ -271,7 +271,7 @@ class Master:
     def _join(self, call: Call, bundle: Bundle, reduce: Reduce, results: list[Answer]) -> Any:
         with TreeFold(reduce, call.slices) as fold:
             for first, host, segments, count in results:
-                fold.add(first, segments, _decoder(bundle, host, first, 0), count)
+                fold.add(first, segments, decoder(bundle, host, first, 0), count)
             if self._progress is not None:
                 self._progress(call.done, call.slices, 0)
             return fold.result()
@@ -327,7 +327,7 @@ class Master:
             for batch, _ in self._answers(call, links, feed, order, began):
                 for first, host, segments, count in batch:
                     kept.forget(first, count)
-                    order.add(first, count, segments, _decoder(bundle, host, first, count))
+                    order.add(first, count, segments, decoder(bundle, host, first, count))
                 feed.limit(order.next + feeding.AHEAD)
                 yield from order.ready()
         finally:
@@ -346,7 +346,7 @@ class Master:
         self._running.release()
 
     def _check_modules(
-        self, bundle: Bundle, slices: Slices | None, params: _Params, links: Sequence[Link]
+        self, bundle: Bundle, slices: Slices | None, params: Params, links: Sequence[Link]
     ) -> None:
         """Refuse, before anything is sent, what a host lacks. Raises ModuleError naming hosts."""
         needed: dict[str, list[str]] = {}
@@ -370,7 +370,7 @@ class Master:
                 "has it, or leave the host out",
             )
 
-    def _check_room(self, params: _Params, links: Sequence[Link]) -> list[Link]:
+    def _check_room(self, params: Params, links: Sequence[Link]) -> list[Link]:
         if params.begin_digest == "":
             return list(links)
         room = {link: link.welcome.store if link.welcome else 0 for link in links}
@@ -386,7 +386,7 @@ class Master:
         self,
         bundle: Bundle,
         slices: Slices | None,
-        params: _Params,
+        params: Params,
         links: Sequence[Link],
         keep_going: bool,
         options: dict[str, Any],
@@ -419,7 +419,7 @@ class Master:
     def _span_call(
         self,
         bundle: Bundle,
-        params: _Params,
+        params: Params,
         options: dict[str, Any],
         keep_going: bool,
         speculate: bool,
@@ -433,7 +433,7 @@ class Master:
     def _begin(
         self,
         bundle: Bundle,
-        params: _Params,
+        params: Params,
         options: dict[str, Any],
         keep_going: bool,
         sched: plan.Scheduler,
@@ -475,7 +475,7 @@ class Master:
                 while batch:  # what has been folded is not kept: it may be large
                     first, host, segments, count = batch.pop()
                     many = 0 if combines else count  # of what hosts combined, there is one answer
-                    fold.add(first, segments, _decoder(bundle, host, first, many), count)
+                    fold.add(first, segments, decoder(bundle, host, first, many), count)
                     del segments
                 for failure in failed:
                     fold.skip(failure.slice)
@@ -523,7 +523,7 @@ class Master:
         self._printer.end(call.id)
         seconds = time.monotonic() - began
         with self._engine.lock:
-            self._report = functools.partial(_run_report, call, self._seen(), seconds)
+            self._report = functools.partial(outcome.of_run, call, self._seen(), seconds)
 
     @staticmethod
     def _head(call: Call, index: int) -> int | None:
@@ -660,7 +660,7 @@ class Master:
 
     # --- reports ---------------------------------------------------------------------------
 
-    def _seen(self) -> list[_Seen]:
+    def _seen(self) -> list[outcome.Seen]:
         """The hosts now; under the engine's lock. A report is made of it later, if at all."""
         return [
             (link, link.state, link.error, len(link.notes)) for link in self._engine.links.values()
@@ -674,46 +674,6 @@ class _Fold(Protocol):
 
     @property
     def ahead(self) -> int: ...
-
-
-class _Last:
-    """What was asked for the last time, in case it is asked for again. Keeps no data alive."""
-
-    def __init__(
-        self,
-        call: Call,
-        bundle: Bundle,
-        data: Any,
-        slices: Slices | None,
-        workers: int,
-        asked: tuple[Any, ...],
-    ):
-        self.call = call
-        self._bundle = bundle
-        self._data = weakref.ref(data) if data is not None else None
-        self._slices = weakref.ref(slices) if slices is not None else None
-        self._workers = workers
-        self._sealed: list[Any] | None = None
-        self._asked = asked
-
-    def fits(self, bundle: Bundle, data: Any, asked: tuple[Any, ...], params: _Params) -> bool:
-        """Whether that is the same again, but for the params."""
-        if bundle is not self._bundle or asked != self._asked or params.begin_digest:
-            return False
-        if params.needs_numpy > self.call.needs_numpy:
-            return False
-        if data is None or self._data is None:
-            return data is self._data
-        return data is self._data() and self._has_same_slices(data, asked[0])
-
-    def _has_same_slices(self, data: Any, slice_size: int | None) -> bool:
-        before = self._slices() if self._slices is not None else None
-        if self._sealed is None and before is not None:  # as long as the call may be repeated
-            self._sealed = [before.peek(index) for index in range(len(before))]
-        slices = data.plan(self._workers, slice_size)
-        # a dataset forgets digests when it changes
-        sealed = [slices.peek(index) for index in range(len(slices))]
-        return sealed == self._sealed and None not in sealed
 
 
 class _HostsFile:
@@ -750,54 +710,6 @@ def _waiting(links: Sequence[Link], seconds: float) -> str:
     return f"no host is left; waiting up to {seconds:.0f} s for one to come back ({reasons})"
 
 
-_Seen = tuple[Link, str, HostError | None, int]  # state, error, how many notes
-
-
-def _host_report(seen: _Seen, call: Call | None) -> HostReport:
-    link, state, error, count = seen
-    welcome = link.welcome or link.last_welcome
-    notes = link.notes[:count]
-    if error is not None:
-        notes.append(error.reason)
-    elif state == "connecting":
-        notes.append("no answer yet")
-    named = call.named.get(link.label, 0) if call else 0
-    sent = call.sent.get(link.label, 0) if call else 0
-    return HostReport(
-        name=link.label,
-        state=state,
-        workers=link.workers,
-        python=welcome.python if welcome else "",
-        numpy=welcome.numpy if welcome else "",
-        tasks=call.finished_by.get(link.label, 0) if call else 0,
-        bytes_sent=sent,
-        bytes_cached=max(0, named - sent),
-        note="; ".join(notes),
-    )
-
-
-def _run_report(call: Call, seen: Sequence[_Seen], seconds: float) -> RunReport:
-    hosts = tuple(_host_report(one, call) for one in seen)
-    notes = list(call.notes)
-    if call.moved:
-        moved = ", ".join(map(str, sorted(call.moved)))
-        notes.append(f"calls of a lost host ran elsewhere: {moved}")
-    return RunReport(
-        slices=call.slices,
-        workers=sum(host.workers for host in hosts if host.state == "up" or host.tasks),
-        hosts=hosts,
-        seconds=seconds,
-        bytes_sent=sum(host.bytes_sent for host in hosts),
-        bytes_cached=sum(host.bytes_cached for host in hosts),
-        retried=call.retried,
-        notes=tuple(notes),
-        failed=tuple(
-            FailedSlice(error.slice, error.host, error.type, error.detail, error.traceback)
-            for error in sorted(call.failures, key=lambda error: error.slice)
-        ),
-    )
-
-
 def _homes(slices: Slices, links: Sequence[Link]) -> tuple[dict[int, str], float]:
     """Which slices lie at which host already, and how long it takes to send one elsewhere.
 
@@ -829,122 +741,3 @@ def _timeout(seconds: Any) -> float | None:
 
 
 # --- params ------------------------------------------------------------------------------------
-
-
-class _Params:
-    """Encoded params: inline in the Begin, or a blob of their own."""
-
-    def __init__(self, segments: list[Buffer]):
-        self.parts = codec.blob_parts(segments)
-        self.size = codec.blob_size(self.parts)
-        self.needs_numpy = codec.needs_numpy(segments)
-        self.begin_digest = ""
-        self.inline: list[Buffer] = []
-        if self.size <= INLINE_PARAMS:
-            self.inline = [b"".join(self.parts)]
-        else:
-            self.begin_digest = codec.blob_digest(self.parts)
-
-
-def encode_params(params: Any) -> _Params:
-    try:
-        return _Params(codec.encode(params))
-    except codec.EncodeError as error:
-        raise EncodingError(f"params cannot travel: {error}") from None
-    except MemoryError:
-        raise EncodingError("params cannot travel: not enough memory here to encode them") from None
-
-
-def _decoder(
-    bundle: Bundle, host: str, first: int, count: int
-) -> Callable[[Sequence[Buffer]], Any]:
-    if not count:
-        return functools.partial(decode, bundle.modules, host, first)
-    return functools.partial(_decode_span, bundle.modules, host, first, count)
-
-
-def _decode_span(
-    modules: dict[str, ModuleType], host: str, first: int, count: int, segments: Sequence[Buffer]
-) -> list[Any]:
-    whose = f"the answer of one of slices {first} to {first + count - 1}"
-    values = decode(modules, host, first, segments[1:], "its answer" if count == 1 else whose)
-    if type(values) is not list or len(values) != count:
-        raise TaskFailed(
-            host=host, slice=first, type="DecodeError",
-            message=f"not the {count} answers that it said it would be",
-        )  # fmt: skip
-    return values
-
-
-def decode(
-    modules: dict[str, ModuleType],
-    host: str,
-    task: int,
-    segments: Sequence[Buffer],
-    what: str = "its answer",
-) -> Any:
-    try:
-        return codec.decode_untrusted(segments, modules)
-    except codec.DecodeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise TaskFailed(
-            host=host, slice=task, type="DecodeError", message=f"{what} is refused: {error}"
-        ) from None
-
-
-# --- what map functions print ------------------------------------------------------------------
-
-
-def _print_notice(text: str) -> None:
-    sys.stderr.write(f"jam: {text}\n")
-    sys.stderr.flush()
-
-
-def _print_output(host: str, index: int, stream: int, line: str) -> None:
-    where = f"{host} slice {index}" if index >= 0 else host
-    sys.stderr.write(f"[{where}] {line}\n")
-    sys.stderr.flush()
-
-
-class _Printer:
-    """Cuts what tasks print into lines; a last line without an end comes when the call is over."""
-
-    MAX_LINE = 64 << 10
-
-    def __init__(self, show: OnOutput):
-        self._show = show
-        self._lock = threading.Lock()
-        self._open: dict[tuple[str, int, int, int, int], bytearray] = {}
-
-    def feed(self, host: str, message: wire.Output) -> None:
-        key = (host, message.call, message.id, message.worker, message.stream)
-        with self._lock:
-            # a worker that has gone on to another task will not end the line of the last one
-            self._close(
-                open_
-                for open_ in self._open
-                if (open_[0], open_[3]) == (host, message.worker) and open_[1:3] != key[1:3]
-            )
-            kept = self._open.setdefault(key, bytearray())
-            for segment in message.segments:
-                kept += segment
-            *lines, rest = kept.split(b"\n")
-            if len(rest) > self.MAX_LINE:
-                lines.append(rest)
-                rest = bytearray()
-            if rest:
-                self._open[key] = rest
-            else:
-                del self._open[key]
-            for line in lines:
-                self._show(host, message.id, message.stream, line.decode("utf-8", "replace"))
-
-    def end(self, call: int) -> None:
-        with self._lock:
-            self._close(key for key in self._open if key[1] == call)
-
-    def _close(self, keys: Iterable[tuple[str, int, int, int, int]]) -> None:
-        for key in list(keys):
-            line = self._open.pop(key)
-            self._show(key[0], key[2], key[4], line.decode("utf-8", "replace"))

@@ -8,12 +8,17 @@ had been there from the start (`Call.scheduler`).
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .datasets import Slices
+    from .encoding import Params
+    from .engine import Call
     from .holding import HostId
     from .link import Link
+    from .modules import Bundle
     from .scheduler import Scheduler
     from .session import Session
 
@@ -74,3 +79,43 @@ class Round:
         if self.left:
             self.over.release()
         return scheduler
+
+
+class Last:
+    """What was asked for the last time, in case it is asked for again. Keeps no data alive."""
+
+    def __init__(
+        self,
+        call: Call,
+        bundle: Bundle,
+        data: Any,
+        slices: Slices | None,
+        workers: int,
+        asked: tuple[Any, ...],
+    ):
+        self.call = call
+        self._bundle = bundle
+        self._data = weakref.ref(data) if data is not None else None
+        self._slices = weakref.ref(slices) if slices is not None else None
+        self._workers = workers
+        self._sealed: list[Any] | None = None
+        self._asked = asked
+
+    def fits(self, bundle: Bundle, data: Any, asked: tuple[Any, ...], params: Params) -> bool:
+        """Whether that is the same again, but for the params."""
+        if bundle is not self._bundle or asked != self._asked or params.begin_digest:
+            return False
+        if params.needs_numpy > self.call.needs_numpy:
+            return False
+        if data is None or self._data is None:
+            return data is self._data
+        return data is self._data() and self._has_same_slices(data, asked[0])
+
+    def _has_same_slices(self, data: Any, slice_size: int | None) -> bool:
+        before = self._slices() if self._slices is not None else None
+        if self._sealed is None and before is not None:  # as long as the call may be repeated
+            self._sealed = [before.peek(index) for index in range(len(before))]
+        slices = data.plan(self._workers, slice_size)
+        # a dataset forgets digests when it changes
+        sealed = [slices.peek(index) for index in range(len(slices))]
+        return sealed == self._sealed and None not in sealed

@@ -23,9 +23,9 @@ from worker_payload.jobs.files import Files, Trouble
 from worker_payload.wire import Buffer
 
 from . import sweep
+from .encoding import decode, encode_params
 from .errors import JamError, NoHostsError, TaskFailed, TaskLost
 from .ledger import Ledger
-from .master import decode, encode_params
 from .report import FailedSlice, HostReport, RunReport
 from .submission import Submission
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jamtasks.master import _Printer
+from jamtasks.printing import Printer
 from worker_payload.wire import Output
 
 
@@ -15,7 +15,7 @@ def shown():
 
 @pytest.fixture
 def printer(shown):
-    return _Printer(lambda *line: shown.append(line))
+    return Printer(lambda *line: shown.append(line))
 
 
 def test_lines_come_whole_however_they_were_cut(printer, shown):
@@ -50,7 +50,7 @@ def test_or_when_the_call_is_over(printer, shown):
 def test_a_line_of_many_megabytes_is_shown_in_pieces(printer, shown):
     for _ in range(100):
         printer.feed("h", Output(1, 7, 0, 1, [b"x" * 4096]))
-    assert shown and sum(len(line[3]) for line in shown) >= 400_000 - 2 * _Printer.MAX_LINE
+    assert shown and sum(len(line[3]) for line in shown) >= 400_000 - 2 * Printer.MAX_LINE
 
 
 def test_nonsense_bytes_are_shown_as_such(printer, shown):
