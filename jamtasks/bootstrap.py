@@ -289,6 +289,7 @@ def _here(
         argv = ["/bin/sh", "-c", script, "jam", *argv]
     channel = transport.connect(spec, settings, attempt).exec(argv)
     attempt.ends_with(channel.close)
+    attempt.waits.set()
     talk = _Talk(spec, channel, marker, {}).run()
     talk.sent = sent
     return talk
