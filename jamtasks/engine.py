@@ -11,22 +11,19 @@ import math
 import random
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from worker_payload import wire
-from worker_payload.tree import is_block
 from worker_payload.wire import Buffer
 
 from . import scheduler as plan
-from .combining import Combining
-from .errors import JamError, NoHostsError, TaskFailed, TaskLost
+from .calls import Call
+from .errors import NoHostsError
 from .link import JOIN_SECONDS, Link
-from .rounds import Round, Standing
+from .rounds import Standing
+from .sending import Sending
 from .session import Session
-from .spans import Span, Spans
 
 if TYPE_CHECKING:
     from .bootstrap import Attached
@@ -38,121 +35,11 @@ TICK = 0.5
 PATIENCE = 4.0  # the longest that a host took to answer, times this, is waited for the others
 PATIENCE_MIN = 5.0  # seconds
 GREETING = 45.0  # seconds: an agent that imports numpy from a slow home takes its time
-HOLDS_MAX = 200_000  # digests per host, remembered so that slices go back to where they are
-FOLD_BYTES = 1 << 20  # of answers that wait until the folding thread is woken; or TICK seconds
-CANNOT_ADD = "worker_payload.sums.CannotAdd"  # what the default reduction raises on a host
-SEND_AFTER_BYTES = 1 << 20  # of slices hashed: a host need not wait for the digests of all its own
 
 Attach = Callable[["HostSpec", "Attempt"], "Attached"]
 
 
-@dataclass
-class Call:
-    """One map call under way. Guarded by the engine's lock."""
-
-    id: int
-    begin: wire.Begin
-    blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]  # code and params
-    slice_of: Callable[[int], Any] | None  # task -> SliceRef; None without a dataset
-    scheduler: plan.Scheduler  # not there while `round` is; made when it is looked at
-    requires: tuple[str, ...]
-    needs_numpy: bool
-    keep_going: bool
-    spans: Spans | None = None  # a task is many slices, not one
-    inline: bool = False  # slices travel with their tasks, and are not kept
-    # (slice, host, answer, 0 or of how many slices from this one on)
-    results: deque[tuple[int, str, list[Buffer], int]] = field(default_factory=deque)
-    lag: int = 0  # bytes in `results`
-    failures: list[TaskFailed] = field(default_factory=list)
-    failures_seen: int = 0
-    error: BaseException | None = None
-    over: bool = False
-    head_only: int | None = None  # the fold is full: hand out nothing but this task
-    begun: set[Session] = field(default_factory=set)  # those that have the Begin
-    named: dict[str, int] = field(default_factory=dict)  # host -> bytes of slices named to it
-    sent: dict[str, int] = field(default_factory=dict)
-    finished_by: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    deaths: dict[int, list[str]] = field(default_factory=dict)  # task -> of what, and where
-    given: dict[str, list[int]] = field(default_factory=dict)  # tasks sent to each host
-    asked_back: bool = False  # some of these tasks, by a Revoke or Cancel
-    round: Round | None = None
-    combining: Combining | None = field(init=False)  # the scheduler, if hosts combine their answers
-
-    def __post_init__(self) -> None:
-        self.combining = self.scheduler if isinstance(self.scheduler, Combining) else None
-
-    def again(self, ident: int, params: list[Buffer], standing: Standing, now: float) -> Call:
-        """This call once more, with other params. ident: its number."""
-        call = Call.__new__(Call)
-        call.__dict__.update(self.__dict__)
-        call.__dict__.pop("scheduler", None)
-        call.id = ident
-        call.begin = self.begin._replace(call=ident, segments=params)
-        call.results, call.failures, call.notes, call.deaths = deque(), [], [], {}
-        call.sent, call.finished_by, call.named = {}, {}, dict(self.named)
-        call.over, call.head_only, call.lag, call.failures_seen = False, None, 0, 0
-        call.round = Round(standing, now)
-        return call
-
-    def __getattr__(self, name: str) -> Any:
-        # under the lock, like all else
-        if name != "scheduler" or self.round is None:
-            raise AttributeError(name)
-        self.scheduler = self.round.unrolled()
-        self.round = None
-        return self.scheduler
-
-    @property
-    def settled(self) -> bool:
-        """Nothing more will come."""
-        if self.over or self.error is not None:
-            return True
-        if self.round is not None:
-            return not self.round.left
-        return self.scheduler.left == 0 and (self.spans is None or self.spans.exhausted)
-
-    @property
-    def hungry(self) -> bool:
-        """More spans are to be made: the hosts could have them soon."""
-        if self.spans is None or self.spans.exhausted or self.spans.waits or self.settled:
-            return False
-        return self.scheduler.unassigned < 2 * self.scheduler.workers
-
-    @property
-    def slices(self) -> int:
-        """How many there are, as far as we know."""
-        if self.round is not None:
-            return self.round.standing.tasks
-        if self.spans is None:
-            return self.scheduler.tasks
-        return self.spans.cut if self.spans.total is None else self.spans.total
-
-    @property
-    def done(self) -> int:
-        """How many slices were computed, or failed."""
-        if self.round is not None:
-            return self.round.standing.tasks - self.round.left
-        if self.spans is not None:
-            return self.spans.done
-        return self.scheduler.done + (self.combining.kept if self.combining is not None else 0)
-
-    @property
-    def retried(self) -> int:
-        """How many tasks were begun anew."""
-        return 0 if self.round is not None else self.scheduler.retried
-
-    @property
-    def moved(self) -> frozenset[int]:
-        """Calls of a worker that ran elsewhere."""
-        return frozenset() if self.round is not None else self.scheduler.moved
-
-    def slice_at(self, task: int) -> int:
-        """The slice that a task is, or begins with; -1 for none."""
-        return task if self.spans is None else self.spans.first(task)
-
-
-class Engine:
+class Engine(Sending):
     """All hosts of one Master. attach: opens a channel to a host's agent; blocks, until its Attempt
     is ended."""
 
@@ -266,12 +153,6 @@ class Engine:
         if not took:
             return float("inf")
         return self.began + max(PATIENCE_MIN, PATIENCE * max(took))
-
-    def hope(self, link: Link) -> bool:
-        """Whether this host may still come (back), or is about to say whether it can take part."""
-        if link.state in ("connecting", "lost") or link.asked:
-            return True
-        return bool(link.error and link.error.retry)
 
     def no_hosts(self) -> NoHostsError:
         errors = [link.error for link in self.links.values() if link.error is not None]
@@ -539,319 +420,12 @@ class Engine:
             call.scheduler.add_host(link.label, link.workers, round_trip=link.round_trip)
             call.notes.append(f"{link.label} joined")
 
-    def closes_round(self, link: Link, message: Any) -> bool:
-        """Whether these were answers of a repeated call, and there is nothing more to be done now.
-        Under the lock."""
-        if type(message) is not wire.Result and type(message) is not wire.Combined:
-            return False
-        call = self.calls.get(message.call)
-        if call is None or not self._fits(call, link.label, message):
-            return False
-        link.answered += 1
-        return True
-
-    def _of_call(self, call: Call, link: Link, message: Any, now: float) -> None:
-        host = link.label
-        if isinstance(message, (wire.Result, wire.Failure)):
-            link.answered += 1
-        if (
-            call.round is not None
-            and isinstance(message, (wire.Result, wire.Combined))
-            and self._fits(call, host, message)
-        ):
-            return
-        sched = call.scheduler
-        tell = True
-        if isinstance(message, wire.Result):
-            position = 0
-            for task, _worker, count, seconds in message.tasks:
-                segments = message.segments[position : position + count]
-                position += count
-                first, count = task, 0
-                if call.spans is not None:
-                    count = _slices_in(segments, call.spans.of.get(task))
-                if sched.finished(host, task, seconds, now):
-                    size = sum(map(len, segments))
-                    if call.spans is not None:
-                        first = call.spans.answered(task, count, seconds, size).first
-                    call.finished_by[host] = call.finished_by.get(host, 0) + (count or 1)
-                    call.lag += size
-                    call.results.append((first, host, list(segments), count))
-            # small answers wait for each other: waking the folding thread for each costs more
-            tell = call.lag > FOLD_BYTES or sched.left == 0 or call.hungry
-        elif isinstance(message, wire.Failure):
-            span = call.spans.of.get(message.id) if call.spans is not None else None
-            if span is not None and message.at >= span.count:
-                raise wire.ProtocolError(f"slice {message.at} of {span.count} failed")
-            if sched.finished(host, message.id, None):
-                failed = message.id
-                if call.spans is not None:
-                    failed = call.spans.failed(message.id, message.at)
-                self._fail(
-                    call,
-                    TaskFailed(
-                        host=host, slice=failed, type=message.type, message=message.message,
-                        traceback=message.traceback,
-                    ),
-                )  # fmt: skip
-        elif isinstance(message, wire.Lost):
-            how = how_it_died(message)
-            index = call.slice_at(message.id)
-            span = call.spans.of.get(message.id) if call.spans is not None else None
-            if call.spans is not None and span is not None and span.count > 1:
-                where = f"{index} to {index + span.count - 1}"
-                call.notes.append(f"a worker on {host} died at one of slices {where}: {how}")
-                if sched.finished(host, message.id, None):
-                    sched.retried += 1
-                    call.spans.scatter(message.id)
-                self.changed.notify_all()
-                return
-            call.notes.append(f"a worker on {host} died at slice {index}: {how}")
-            deaths = call.deaths.setdefault(index, [])
-            deaths.append(f"{host}: {how}")
-            if not sched.killed(host, message.id) and sched.finished(host, message.id, None):
-                if call.spans is not None:
-                    call.spans.failed(message.id, 0)
-                self._fail(
-                    call,
-                    TaskLost(
-                        host=host, slice=index, type="WorkerDied", traceback=message.stderr,
-                        message=f"{len(deaths)} workers died of it; {some_times(deaths)}",
-                    ),
-                )  # fmt: skip
-        elif isinstance(message, wire.Combined):
-            self._combined(call, link, message, now)
-            tell = call.lag > FOLD_BYTES or sched.left == 0
-        elif isinstance(message, wire.Broken):
-            failure = TaskFailed(
-                host=host, slice=message.first, message=message.message,
-                type="ReduceError" if message.type == CANNOT_ADD else message.type,
-                traceback=message.traceback, joined=message.slices,
-            )  # fmt: skip
-            call.error = call.error or failure  # no slice is to blame that could be left out
-        elif isinstance(message, wire.Started):
-            sched.running(host, [task for task, _worker in message.tasks], now)
-        elif isinstance(message, wire.Revoked):
-            sched.revoked(host, message.ids)
-        elif isinstance(message, wire.Refused):
-            sched.remove_host(host)
-            call.notes.append(f"{host} takes no part: {message.reason}")
-            if not any(label in sched or self.hope(one) for label, one in self.links.items()):
-                call.error = call.error or JamError(f"{host}: {message.reason}")
-        if tell:
-            self.changed.notify_all()
-
-    @staticmethod
-    def _fits(call: Call, host: str, message: wire.Result | wire.Combined) -> bool:
-        """Take the answers, if they are what a repeated call waits for, and few bytes."""
-        if call.round is None:
-            return False
-        size = sum(map(len, message.segments))
-        if call.lag + size > FOLD_BYTES:
-            return False
-        if isinstance(message, wire.Combined):
-            return _fit_together(call, host, message, size)
-        if not call.round.take(host, message.tasks):
-            return False
-        call.lag += size
-        call.finished_by[host] = call.finished_by.get(host, 0) + len(message.tasks)
-        position = 0
-        for task, _worker, count, _seconds in message.tasks:
-            segments = message.segments[position : position + count]
-            call.results.append((task, host, list(segments), 0))
-            position += count
-        return True
-
-    def _combined(self, call: Call, link: Link, message: wire.Combined, now: float) -> None:
-        """What a host computed and keeps, and what it kept and answers. Raises ProtocolError."""
-        sched, host = call.combining, link.label
-        if sched is None:
-            raise wire.ProtocolError("answers are combined that should not be")
-        if sum(parts for _, _, parts in message.blocks) != len(message.segments):
-            raise wire.ProtocolError("Combined: its blocks do not account for its segments")
-        link.answered += 1
-        for task, _worker, seconds in message.slices:
-            sched.keeps(host, task, seconds, now)
-        position = 0
-        for first, count, parts in message.blocks:
-            segments = list(message.segments[position : position + parts])
-            position += parts
-            if sched.block(host, first, count):
-                call.finished_by[host] = call.finished_by.get(host, 0) + count
-                call.lag += sum(map(len, segments))
-                call.results.append((first, host, segments, count))
-
     def show_output(self, host: str, message: wire.Output) -> None:
         """What a task printed, by the number of its slice. Called without the lock."""
         call = self.calls.get(message.call)
         if call is not None and call.spans is not None:
             message = message._replace(id=call.slice_at(message.id))
         self.on_output(host, message)
-
-    def _fail(self, call: Call, failure: TaskFailed) -> None:
-        call.failures.append(failure)
-        if not call.keep_going:
-            call.error = call.error or failure
-
-    def dispatch(self) -> None:
-        """Send what the schedulers want sent. Called without the lock, from any thread."""
-        todo: list[tuple[Call, Link, Session, plan.Action]] = []
-        flush: dict[int, tuple[Link, Session]] = {}
-        with self.lock:
-            now = time.monotonic()
-            for call in self.calls.values():
-                if call.settled or call.round is not None:
-                    continue
-                for action in call.scheduler.actions(now, call.head_only):
-                    link = self.links[str(action.host)]
-                    if link.session is not None:
-                        todo.append((call, link, link.session, action))
-            busy = {id(link) for _, link, _, action in todo if isinstance(action, plan.Assign)}
-            for link in self.links.values():
-                session = link.session
-                if session is not None and session.has_control() and id(link) not in busy:
-                    flush[id(link)] = (link, session)
-        for call, link, session, action in todo:
-            try:
-                self._send(call, link, session, action)
-            except Exception as error:  # a dataset's own slice() raised
-                with self.lock:
-                    call.error = call.error or error
-                    self.changed.notify_all()
-            if not isinstance(action, plan.Assign):
-                flush[id(link)] = (link, session)
-        for link, session in flush.values():
-            link.flush(session)
-
-    def _send(self, call: Call, link: Link, session: Session, action: plan.Action) -> None:
-        if isinstance(action, plan.Assign) and call.spans is not None:
-            self._send_spans(call, link, session, action)
-            return
-        if not isinstance(action, plan.Assign):
-            with self.lock:
-                if link.session is not session or call.over:
-                    return
-                if isinstance(action, plan.Yield):
-                    self._begin(call, session)  # its tasks may still be on their way to us
-                    session.send(wire.Yield(call.id))
-                else:
-                    call.asked_back = True
-                    kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
-                    session.send(kind(call.id, list(action.tasks)))
-            return
-        if call.inline:
-            self._send_with_slices(call, link, session, action)
-            return
-        tasks: list[list[Any]] = []
-        refs: list[Any] = []
-        hashed = 0
-        for task, worker in zip(action.tasks, action.workers, strict=True):
-            ref = call.slice_of(task) if call.slice_of is not None else None
-            # digests are made here, without the lock, while earlier slices are on their way
-            tasks.append([task, ref.digest if ref is not None else None, worker])
-            if ref is not None:
-                refs.append(ref)
-                hashed += ref.size
-            if hashed > SEND_AFTER_BYTES:
-                self._send_tasks(call, link, session, tasks, refs)
-                tasks, refs, hashed = [], [], 0
-        self._send_tasks(call, link, session, tasks, refs, action.last)
-
-    def _send_tasks(
-        self,
-        call: Call,
-        link: Link,
-        session: Session,
-        tasks: list[list[Any]],
-        refs: list[Any],
-        last: bool = False,
-    ) -> None:
-        if not tasks and not last:
-            return
-        with self.lock:
-            if link.session is not session or call.over:
-                return
-            self._begin(call, session)
-            for ref in refs:
-                if session.offer(call.id, ref.digest, ref.size, ref.parts, of_slice=True):
-                    call.named[link.label] = call.named.get(link.label, 0) + ref.size
-                    link.holds[ref.digest] = None
-            while len(link.holds) > HOLDS_MAX:
-                del link.holds[next(iter(link.holds))]
-            session.send(wire.Task(call.id, tasks))
-            call.given.setdefault(link.label, []).extend([task[0] for task in tasks])
-            if last:
-                session.send(wire.Yield(call.id))
-        link.flush(session)
-
-    def _send_with_slices(
-        self, call: Call, link: Link, session: Session, action: plan.Assign
-    ) -> None:
-        """Tasks with the bytes of their slices, which are tiny."""
-        assert call.slice_of is not None
-        segments: list[Buffer] = [
-            b"".join(call.slice_of(task).parts())  # without the lock: this may take a while
-            for task in action.tasks
-        ]
-        tasks: list[list[Any]] = [[task, i, None] for i, task in enumerate(action.tasks)]
-        with self.lock:
-            if link.session is not session or call.over:
-                return
-            self._begin(call, session)
-            self._send_inline(call, link, session, tasks, segments, sum(map(len, segments)))
-            if action.last:
-                session.send(wire.Yield(call.id))
-        link.flush(session)
-
-    def _send_spans(self, call: Call, link: Link, session: Session, action: plan.Assign) -> None:
-        """Tasks with the bytes of their slices, unless these are many."""
-        with self.lock:
-            if link.session is not session or call.over or call.spans is None:
-                return
-            self._begin(call, session)
-            tasks: list[list[Any]] = []
-            segments: list[Buffer] = []
-            size = 0
-            for task in action.tasks:
-                span = call.spans.of.get(task)
-                if span is None:
-                    continue
-                given: Any = len(segments)
-                if span.digest is None:
-                    segments.extend(span.parts)
-                    size += span.size
-                else:
-                    given = span.digest
-                    if session.offer(call.id, given, span.size, span.blob, of_slice=True):
-                        call.named[link.label] = call.named.get(link.label, 0) + span.size
-                tasks.append([task, given, None])
-                if size > SEND_AFTER_BYTES:
-                    self._send_inline(call, link, session, tasks, segments, size)
-                    tasks, segments, size = [], [], 0
-            if tasks:
-                self._send_inline(call, link, session, tasks, segments, size)
-        link.flush(session)
-
-    def _send_inline(
-        self,
-        call: Call,
-        link: Link,
-        session: Session,
-        tasks: list[list[Any]],
-        segments: list[Buffer],
-        size: int,
-    ) -> None:
-        session.send(wire.Task(call.id, tasks, segments))
-        call.named[link.label] = call.named.get(link.label, 0) + size
-        sent = session.slice_bytes_sent
-        sent[call.id] = sent.get(call.id, 0) + size
-
-    def _begin(self, call: Call, session: Session) -> None:
-        if session not in call.begun:
-            call.begun.add(session)
-            for digest, size, parts in call.blobs:
-                session.offer(call.id, digest, size, parts, of_slice=False)
-            session.send(call.begin)
 
     # --- time ------------------------------------------------------------------------------
 
@@ -885,63 +459,3 @@ class Engine:
 
     def _is_free(self, link: Link) -> bool:
         return not any(call.scheduler.outstanding(link.label) for call in self.calls.values())
-
-
-def _fit_together(call: Call, host: str, message: wire.Combined, size: int) -> bool:
-    """Take the answers of a host that combined them, if a repeated call waits for them."""
-    blocks, total = message.blocks, call.slices
-    parts = sum(length for _, _, length in blocks)
-    if not blocks or parts != len(message.segments) or call.round is None:
-        return False
-    if not all(is_block(first, count, total) for first, count, _ in blocks):
-        return False
-    tasks = [task for first, count, _ in blocks for task in range(first, first + count)]
-    if not call.round.take(host, [[task, 0, 0, None] for task in tasks]):
-        return False
-    call.lag += size
-    call.finished_by[host] = call.finished_by.get(host, 0) + len(tasks)
-    position = 0
-    for first, count, length in blocks:
-        segments = message.segments[position : position + length]
-        call.results.append((first, host, list(segments), count))
-        position += length
-    return True
-
-
-def _slices_in(segments: Sequence[Buffer], span: Span | None) -> int:
-    """How many slices of a span an answer is of; 0 if the span is over. Raises ProtocolError."""
-    if span is None:
-        return 0
-    if not segments or len(segments[0]) != wire.SPAN.size:
-        raise wire.ProtocolError("an answer to a span does not say of how many slices it is")
-    (count,) = wire.SPAN.unpack(segments[0])
-    if not 1 <= count <= span.count:
-        raise wire.ProtocolError(f"{count} answers to a span of {span.count} slices")
-    return int(count)
-
-
-def some_times(events: Sequence[str]) -> str:
-    """
-    >>> some_times(["lab1: exit code 3", "lab2: signal 9", "lab1: exit code 3"])
-    'lab1: exit code 3 (2 times); lab2: signal 9'
-    """
-    counts = Counter(events)
-    return "; ".join(f"{event} ({n} times)" if n > 1 else event for event, n in counts.items())
-
-
-def how_it_died(message: wire.Lost) -> str:
-    """'signal 9 (SIGKILL), out of memory?' or 'exit code 3', with the last line of stderr."""
-    import signal
-
-    if message.signal is not None:
-        try:
-            how = f"signal {message.signal} ({signal.Signals(message.signal).name})"
-        except ValueError:
-            how = f"signal {message.signal}"
-    elif message.exit is not None:
-        how = f"exit code {message.exit}"
-    else:
-        how = ""
-    how = ", ".join(filter(None, (how, message.note))) or "an unknown cause"
-    lines = message.stderr.strip().splitlines()
-    return f"{how}: {lines[-1][:200]}" if lines else how

@@ -17,7 +17,8 @@ from .errors import EncodingError
 from .spans import BYTES, Span
 
 if TYPE_CHECKING:
-    from .engine import Call, Engine
+    from .calls import Call
+    from .engine import Engine
     from .slices import Slices
 
 TINY = 1024  # bytes: larger slices are kept at the hosts, each under its digest

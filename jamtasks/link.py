@@ -17,7 +17,8 @@ from .transport.base import Attempt, Channel
 
 if TYPE_CHECKING:
     from .bootstrap import Attached
-    from .engine import Call, Engine
+    from .calls import Call
+    from .engine import Engine
     from .settings import HostSpec
 
 READ_SIZE = 1 << 20

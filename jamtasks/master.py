@@ -22,8 +22,9 @@ from worker_payload.wire import Buffer
 
 from . import combining, datasets, feeding, modules, outcome, presence, printing
 from . import scheduler as plan
+from .calls import Call
 from .encoding import Params, decode, decoder, encode_params
-from .engine import Call, Engine
+from .engine import Engine
 from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
 from .link import Link
 from .printing import OnOutput

@@ -9,7 +9,7 @@ from .errors import HostError
 from .report import FailedSlice, HostReport, RunReport
 
 if TYPE_CHECKING:
-    from .engine import Call
+    from .calls import Call
     from .link import Link
 
 Seen = tuple["Link", str, "HostError | None", int]  # state, error, how many notes

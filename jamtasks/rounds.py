@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calls import Call
     from .datasets import Slices
     from .encoding import Params
-    from .engine import Call
     from .holding import HostId
     from .link import Link
     from .modules import Bundle

@@ -19,12 +19,13 @@ from remotes import BUILD, CODE, PARAMS, PROJECT, Process, Remote, pair
 from shelves import INLINE, Files, Shelf, Threads
 
 from jamtasks import engine as engine_module
-from jamtasks import feeding
+from jamtasks import feeding, sending
 from jamtasks import link as link_module
 from jamtasks import session as session_module
 from jamtasks import spans as spans_module
+from jamtasks.calls import Call
 from jamtasks.combining import Combining
-from jamtasks.engine import Call, Engine
+from jamtasks.engine import Engine
 from jamtasks.reduction import OrderedFold
 from jamtasks.scheduler import Scheduler
 from jamtasks.session import Session, State
@@ -102,6 +103,7 @@ class World:
         self.modules: list[tuple[Any, str, Any]] = []
         for module, name, value in (
             (engine_module, "time", self.clock),
+            (sending, "time", self.clock),
             (link_module, "time", self.clock),
             (keeping, "time", self.clock),
             (partials_module, "time", self.clock),
