@@ -65,6 +65,8 @@ class OpensshConnection(Connection):
             "ClearAllForwardings": "yes",
             "RemoteCommand": "none",
         }
+        if hop.ciphers is not None:
+            options["Ciphers"] = hop.ciphers
         if self._password is not None:
             options["NumberOfPasswordPrompts"] = "1"
         if hop.spec.key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import os
 import shlex
@@ -37,6 +38,7 @@ class Hop:
     proxy_command: str | None
     family: int
     bind: str | None
+    ciphers: str | None = None  # to be asked for instead of those of ssh, where nobody chose any
 
 
 def program() -> str | None:
@@ -200,7 +202,38 @@ def _hop(spec: HostSpec, options: dict[str, str]) -> Hop:
         proxy_command=None if command == "none" else _expanded(command, tokens),
         family=_FAMILIES.get(options.get("addressfamily", "any"), socket.AF_UNSPEC),
         bind=options.get("bindaddress"),
+        ciphers=quicker(options.get("ciphers", "")),
     )
+
+
+_CTR = "aes128-ctr,aes192-ctr,aes256-ctr"
+_GCM = "aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+_CHACHA = "chacha20-poly1305@openssh.com"
+_OF_SSH = (  # what OpenSSH asks for by itself: up to 7.5, to 9.9, from 10.0 on
+    f"{_CHACHA},{_CTR},{_GCM},aes128-cbc,aes192-cbc,aes256-cbc",
+    f"{_CHACHA},{_CTR},{_GCM}",
+    f"{_CHACHA},{_GCM},{_CTR}",
+)
+
+
+def quicker(ciphers: str) -> str | None:
+    """The same ciphers with AES-GCM first, which processors do twice as fast as ChaCha20, if these
+    are ssh's own and this processor does AES. None where somebody chose them."""
+    if ciphers not in _OF_SSH or not _does_aes():
+        return None
+    rest = [name for name in ciphers.split(",") if name not in _GCM.split(",")]
+    return ",".join([_GCM, *rest])
+
+
+@functools.cache
+def _does_aes() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return any(
+                " aes" in line for line in file if line.lower().startswith(("flags", "features"))
+            )
+    except OSError:
+        return True  # not Linux: what is not old has it
 
 
 def _expanded(text: str, tokens: dict[str, str]) -> str:
