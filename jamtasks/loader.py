@@ -293,7 +293,10 @@ def _fork(work: "Callable[[], None]") -> "Process":
 
     `subprocess` would do as much, but takes as long to import as Python to start."""
     reading, writing = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise Unable("cannot start a process: %s" % error.strerror, "")
     if pid:
         os.close(writing)
         return pid, reading
@@ -360,7 +363,7 @@ def install(cache: str, build: str, data: bytes, repair: bool = False) -> None:
                 path = os.path.join(aside, name)
                 place = os.path.dirname(path)
                 if place not in made:
-                    os.makedirs(place, 0o700)
+                    os.makedirs(place, 0o700, exist_ok=True)
                     made.add(place)
                 with open(path, "wb") as file:
                     file.write(text)

@@ -1,5 +1,6 @@
 """Putting the payload in place: others start from it all the while."""
 
+import errno
 import os
 import sys
 import threading
@@ -33,6 +34,27 @@ def test_all_that_an_agent_imports_is_compiled(install, monkeypatch):
     }
     assert names - compiled == {"fire", "probe", "restricted"}
     assert set(found["names"]) < names
+
+
+def test_folders_come_in_any_order(tmp_path):
+    for name in ("a/b/deep.py", "a/shallow.py", "c.py"):
+        path = tmp_path / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"NAME = {name!r}\n")
+    packed = archive.pack(tmp_path / "source")
+    loader.install(str(tmp_path), packed.build, packed.data)
+    folder = tmp_path / "payload" / packed.build / "worker_payload"
+    assert (folder / "a/shallow.py").read_text() == "NAME = 'a/shallow.py'\n"
+    assert (folder / "a/b/deep.py").is_file()
+
+
+def test_a_host_that_starts_no_process_says_so(monkeypatch):
+    def fork():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(loader.Unable, match="start a process: Resource temporarily"):
+        loader._run(["/bin/true"])
 
 
 def test_what_is_whole_is_kept(install):
