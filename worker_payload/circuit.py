@@ -70,7 +70,7 @@ class Circuit(object):
                 end = min(until, time.monotonic() + LAP_SECONDS)
             result = lap.result()
             if result is not None:
-                end = until
+                end = until if lap.under_way is None else end
                 channel.queue(wire.encode(result))
                 try:
                     if not channel.write():

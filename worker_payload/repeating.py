@@ -18,6 +18,7 @@ from worker_payload.worker import LAP
 PARAMS_INLINE = 65536
 PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
 PATIENT_SECONDS = 200e-6  # that a task may take for that
+PASS_BYTES = 64 << 10  # of answers, which do not wait for the rest
 LAP_SECONDS = 0.02  # after this, what takes so long is the host's business again
 
 
@@ -43,6 +44,8 @@ class Lap(object):
         self.under_way = None  # type: Optional[Tuple[int, int, bytes]]  # call, like, params
         self.base = serial  # what the next one counts from
         self.answers = []  # type: List[Tuple[int, int, float, Any]]
+        self.passed = 0  # so many of them were passed on
+        self._bytes = 0  # of the others
         self._open = {}  # type: Dict[int, int]  # whose answers are to come, by ticket
         tasks = zip(self.workers, call.told, workers)
         self._names = dict((number, (task.id, w.slot)) for number, task, w in tasks)
@@ -57,7 +60,7 @@ class Lap(object):
         call, like, params = found
         if like != self.id or call == like or len(params) > PARAMS_INLINE:
             return None
-        self.under_way, self.answers = found, []
+        self.under_way, self.answers, self.passed, self._bytes = found, [], 0, 0
         # each worker counts its ticket from the call's serial, as it did the last time
         self._open = dict(
             zip(range(self.base + 2, self.base + 2 + len(self.workers)), self.workers)
@@ -74,22 +77,26 @@ class Lap(object):
         if not ok or wrote or self._open.pop(ticket, None) != worker:
             return False
         self.answers.append((worker, ticket, seconds, payload))
+        self._bytes += sum(map(len, payload))
         return True
 
     def result(self):
         # type: () -> Optional[wire.Result]
-        """The answer to the master, when all is here. With it this lap is over."""
-        if self._open or self.under_way is None:
+        """What is to be passed on to the master: all that is left when all is here, which ends this
+        lap; many bytes at once, so that they are on their way while others work."""
+        if self.under_way is None or (self._open and self._bytes < PASS_BYTES):
             return None
-        items, segments = [], []
-        for worker, _, seconds, payload in self.answers:
+        items, segments, call = [], [], self.under_way[0]
+        for worker, _, seconds, payload in self.answers[self.passed :]:
             items.append([*self._names[worker], len(payload), round(seconds, 6)])
             segments += payload
             self.estimate += (seconds - self.estimate) / 4
-        self.id, self.under_way = self.under_way[0], None
-        self.serial = self.base + 1
-        self.base = self.serial + len(self.workers)
-        return wire.Result(self.id, items, segments)
+        self._bytes, self.passed = 0, len(self.answers)
+        if not self._open:
+            self.id, self.under_way = call, None
+            self.serial = self.base + 1
+            self.base = self.serial + len(self.workers)
+        return wire.Result(call, items, segments)
 
 
 class Repeating(Combining):
@@ -224,5 +231,9 @@ class Repeating(Combining):
             id_, like, params = lap.under_way
             self._on_again(call.master, wire.Again(id_, like, [params]))
             self._actions.pop()  # the workers have been told
-            for number, ticket, seconds, payload in lap.answers:
+            for position, (number, ticket, seconds, payload) in enumerate(lap.answers):
+                if position == lap.passed:
+                    self._results.pop(call, None)  # the master has these
                 self.answered(number, ticket, True, False, seconds, payload)
+            if lap.passed == len(lap.answers):
+                self._results.pop(call, None)

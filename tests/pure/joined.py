@@ -40,6 +40,7 @@ AHEAD = 50  # items of a Master.map under way beyond the one that is waited for
 SPAN_BYTES = 600  # in a task; a longer span travels as a blob
 LARGE = 3  # every so many slices one is larger, and travels in pieces, and alone
 PIECE = 2000  # bytes of a blob that travel at a time
+PASS_BYTES = 40  # of answers to a repeated call that do not wait for the rest
 KINDS = ("slices", "spans", "map", "unordered map", "pinned", "combined", "tiny combined")
 REPEATABLE = ("slices", "pinned", "combined")
 
@@ -113,6 +114,7 @@ class World:
             (keeping, "INLINE", INLINE),
             (host_module, "PARAMS_INLINE", INLINE),
             (repeating, "PARAMS_INLINE", INLINE),
+            (repeating, "PASS_BYTES", PASS_BYTES),
             (wire, "CHUNK", PIECE),
             (session_module, "BURST", 1),
             (spans_module, "BYTES", SPAN_BYTES),
