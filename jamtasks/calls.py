@@ -23,7 +23,7 @@ class Call:
     """One map call under way. Guarded by the engine's lock."""
 
     id: int
-    begin: wire.Begin
+    begin: wire.Begin  # of a call that this one repeats, while `round` is
     blobs: list[tuple[str, int, Callable[[], Sequence[Buffer]]]]  # code and params
     slice_of: Callable[[int], Any] | None  # task -> SliceRef; None without a dataset
     scheduler: plan.Scheduler  # not there while `round` is; made when it is looked at
@@ -49,6 +49,7 @@ class Call:
     given: dict[str, list[int]] = field(default_factory=dict)  # tasks sent to each host
     asked_back: bool = False  # some of these tasks, by a Revoke or Cancel
     round: Round | None = None
+    params: Sequence[Buffer] = ()  # that go with it
     combining: Combining | None = field(init=False)  # the scheduler, if hosts combine their answers
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class Call:
         call.__dict__.update(self.__dict__)
         call.__dict__.pop("scheduler", None)
         call.id = ident
-        call.begin = self.begin._replace(call=ident, segments=params)
+        call.params = params
         call.results, call.failures, call.notes, call.deaths = deque(), [], [], {}
         call.sent, call.finished_by, call.named = {}, {}, dict(self.named)
         call.over, call.head_only, call.lag, call.failures_seen = False, None, 0, 0
@@ -71,6 +72,7 @@ class Call:
         # under the lock, like all else
         if name != "scheduler" or self.round is None:
             raise AttributeError(name)
+        self.begin = self.begin._replace(call=self.id, segments=self.params)
         self.scheduler = self.round.unrolled()
         self.round = None
         return self.scheduler

@@ -260,7 +260,7 @@ class Engine(Sending):
             repeated = call.again(self._next, params, standing, time.monotonic())
             self.calls[repeated.id] = repeated
             for _, session in standing.links:
-                session.send(wire.Again(repeated.id, call.id, params))
+                session.again(repeated.id, call.id, bytes(params[0]))
         for link, session in standing.links:
             link.flush(session)
         return repeated

@@ -163,12 +163,14 @@ class _Made:
     bundle: Bundle
     sources: dict[str, _Source]
     loaded: list[int] = field(default_factory=list)
+    files: dict[str, tuple[int, ...]] = field(init=False)  # their paths, and what is to be there
+
+    def __post_init__(self) -> None:
+        sources = [one for name, one in self.sources.items() if one.path and name != "__main__"]
+        self.files = {source.path: source.stamp for source in sources}
 
     def stale(self) -> bool:
-        return any(
-            source.path and name != "__main__" and _stamp(source.path) != source.stamp
-            for name, source in self.sources.items()
-        )
+        return [_stamp(path) for path in self.files] != list(self.files.values())
 
 
 _lock = threading.RLock()

@@ -160,13 +160,16 @@ class Session:
         """Queue a message; `pending` gives its bytes."""
         if isinstance(message, wire.Begin):
             self._calls.add(message.call)
-        elif isinstance(message, wire.Again):  # what the first one offered stands
-            self._calls.discard(message.like)
-            self._calls.add(message.call)
-            self._firsts[message.call] = self._firsts.pop(message.like, message.like)
         elif isinstance(message, wire.End):
             self._end(message.call)
         self._control.extend(wire.encode(message))
+
+    def again(self, call: int, like: int, params: bytes) -> None:
+        """Queue an Again. What was offered for the call that it repeats stands."""
+        self._calls.discard(like)
+        self._calls.add(call)
+        self._firsts[call] = self._firsts.pop(like, like)
+        self._control.append(wire.write_again(call, like, params))
 
     def offer(
         self,

@@ -213,16 +213,20 @@ def test_whatever_else_happens_in_the_midst_of_repeated_calls(host, module, tmp_
 
 BREAKING = """
 import os, signal, time
+def first(once):
+    try:
+        os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 def mapfunc(params, dataset):
     what, pid, once = params
     if what == "wait":
         time.sleep(pid)
-    elif what == "signal" and not os.path.exists(once):
-        open(once, "w").close()
+    elif what == "signal" and first(once):
         os.kill(pid, signal.SIGINT)
         time.sleep(0.2)
-    elif what == "kill" and not os.path.exists(once):
-        open(once, "w").close()
+    elif what == "kill" and first(once):
         os.kill(pid, signal.SIGKILL)
         time.sleep(5)
     return 1

@@ -102,10 +102,11 @@ def cut(data, places):
 
 
 @given(st.builds(wire.Again, counts, counts, segments), st.data())
-def test_the_short_way_to_read_an_again_agrees_with_the_decoder(message, data):
+def test_the_short_way_of_an_again_agrees_with_the_decoder(message, data):
     whole = stream_of([message])
     if len(message.segments) == 1 and max(message[:2]) < 10**18:
         assert wire.read_again(whole) == (*message[:2], bytes(message.segments[0]))
+        assert wire.write_again(*message[:2], bytes(message.segments[0])) == whole
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=2)):
         whole = whole[:at] + data.draw(st.binary(max_size=2)) + whole[at + 1 :]
     found = wire.read_again(whole)
