@@ -70,14 +70,20 @@ class Reader(object):
         self._missing = 0  # bytes, before which a look at the pieces would be of no use
         self._fds = deque()  # type: Deque[int]
 
+    def whole(self, data):
+        # type: (memoryview) -> Any
+        """The value, if these bytes are one frame, and came without descriptors; else None, and
+        nothing has happened."""
+        if self._pieces or self._fds or len(data) <= _FRAME.size:
+            return None
+        length, count = _FRAME.unpack_from(data)
+        if count or length != len(data) - _FRAME.size:
+            return None
+        return marshal.loads(data[_FRAME.size :])
+
     def feed(self, data, fds):
         # type: (Union[bytes, memoryview], List[int]) -> List[Tuple[Any, List[int]]]
-        if fds:
-            self._fds.extend(fds)
-        elif not self._pieces and len(data) > _FRAME.size:
-            length, count = _FRAME.unpack_from(data)
-            if not count and length == len(data) - _FRAME.size:  # as nearly always
-                return [(marshal.loads(data[_FRAME.size :]), [])]
+        self._fds.extend(fds)
         self._pieces.append(bytes(data))
         self._missing -= len(data)
         if self._missing > 0:

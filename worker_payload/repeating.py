@@ -65,7 +65,7 @@ class Lap(object):
         self._open = dict(
             zip(range(self.base + 2, self.base + 2 + len(self.workers)), self.workers)
         )
-        return links.frame([(LAP, self.base + 1, params)])
+        return links.frame((LAP, self.base + 1, params))
 
     def take(self, worker, answers):
         # type: (int, Any) -> bool

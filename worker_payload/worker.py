@@ -134,6 +134,8 @@ class _Call(object):
         except where reading takes long."""
         if self.shared is not None:
             return self.shared[0]
+        if type(self.params) is bytes and not self.spans:  # read once, and soon
+            return read_blob(self.params, self.writable)
         began = time.perf_counter()
         value = read_blob(self.params, self.writable)
         if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
@@ -212,18 +214,21 @@ class Worker(object):
             count, ancillary, _, _ = receive(into, links.SPACE)
             if not count:
                 return
-            frames = self._reader.feed(view[:count], links.descriptors(ancillary))
+            value = None if ancillary else self._reader.whole(view[:count])
+            if type(value) is tuple:
+                self._lap(value)
+                continue
+            if value is None:
+                frames = self._reader.feed(view[:count], links.descriptors(ancillary))
+            else:
+                frames = [(value, [])]
             for commands, files in frames:
+                if type(commands) is tuple:
+                    self._lap(commands)
+                    continue
                 files.reverse()
                 for command in commands:
-                    if command[0] == LAP:
-                        _, call, params = command
-                        before, offset, digest, inline = self._last
-                        self._last = call, offset, digest, inline
-                        self._calls[call] = known = self._calls.pop(before)
-                        known.params, known.shared = params, None
-                        self._task(call + offset, call, digest, inline)
-                    elif command[0] == TASK:
+                    if command[0] == TASK:
                         _, ticket, call, digest, inline = command
                         if inline is True:
                             assert digest is not None
@@ -237,6 +242,16 @@ class Worker(object):
                         self._task(ticket, call, digest, inline)
                     else:
                         self._do(command, files)
+
+    def _lap(self, command):
+        # type: (Any) -> None
+        """The last task again, with other params."""
+        _, call, params = command
+        before, offset, digest, inline = self._last
+        self._last = call, offset, digest, inline
+        self._calls[call] = known = self._calls.pop(before)
+        known.params, known.shared = params, None
+        self._task(call + offset, call, digest, inline)
 
     def _do(self, command, files):
         # type: (Any, List[int]) -> None
@@ -337,8 +352,9 @@ class Worker(object):
         if call.special:
             return self._special(call, function, source, began)
         params = call.shared[0] if call.shared is not None else call.get_params()
-        piece = None if source is None else read_blob(source, call.writable)
-        piece = shared.load(piece, call.writable)
+        piece = None
+        if source is not None:
+            piece = shared.load(read_blob(source, call.writable), call.writable)
         return self._encode(function(params, piece))
 
     def _special(self, call, function, source, began):

@@ -312,7 +312,7 @@ class Remote:
                 self.laps += 1
                 for number in self.lap.workers:
                     if number in self.processes:
-                        self.processes[number].take(marshal.loads(command[6:]), [])
+                        self.processes[number].take([marshal.loads(command[6:])], [])
                 return
         self.catch_up()
         self.agent.now = self.clock.now
