@@ -1,8 +1,9 @@
 """How long is a round: tiny params to W warm workers on one SSH host, and W answers back?
 
 Peers in the same run, in turns: execnet and mitogen over the same sshd, multiprocessing.Pool
-without any network, dask and ipyparallel over bare TCP. The limit: `ssh host cat`, one connection
-per worker, one line there and back.
+without any network, dask and ipyparallel over bare TCP. The limits: `ssh host cat`, one connection
+per worker, one line there and back; and W Python processes of five lines behind sockets of this
+process, which is what waking W Pythons takes.
 
 Workers of dask and ipyparallel are busy while they have nothing to do, which would slow the others
 down; so each of the two has a race of its own with execnet, which the ratios are to.
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -45,6 +48,32 @@ def cat(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], objec
     return go
 
 
+BARE = """
+import socket
+sock = socket.socket(fileno=0)
+while line := sock.recv(100):
+    sock.send(b"%d" % (int(line) + 1))
+"""
+
+
+def bare(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
+    """A number to W Pythons on this machine, and W numbers back."""
+    sockets = []
+    for _ in range(workers):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen([sys.executable, "-c", BARE], stdin=theirs.fileno())
+        stack.callback(common.end, process)
+        sockets.append(stack.enter_context(ours))
+
+    def go() -> int:
+        for sock in sockets:
+            sock.send(b"2")
+        return sum(int(sock.recv(100)) for sock in sockets)
+
+    return go
+
+
 def peer(name: str) -> Start:
     def start(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
         call = peers.PEERS[name](stack, host.where, workers).ready("plus_one")
@@ -64,6 +93,7 @@ def jam(transport: str) -> Start:
 BASE = "execnet"
 CONTENDERS: dict[str, Start] = {
     "`ssh host cat` (limit)": cat,
+    "bare Pythons, no SSH, no agent (limit)": bare,
     "jam, openssh": jam("openssh"),
     "jam, fabric": jam("fabric"),
     BASE: peer("execnet"),
