@@ -68,7 +68,7 @@ def bare(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], obje
 
     def go() -> int:
         for sock in sockets:
-            sock.send(b"2")
+            sock.send(b"1")
         return sum(int(sock.recv(100)) for sock in sockets)
 
     return go
