@@ -266,7 +266,8 @@ def dispatcher(here: Path) -> Iterator[subprocess.Popen]:
         text=True,
     )
     try:
-        wait_until((Path(Project("p").path) / names.DISPATCHER).exists, "it dispatches", SOON)
+        told = Path(Project("p").path, names.DISPATCHER)
+        wait_until(lambda: told.exists() and told.read_bytes(), "it dispatches", SOON)
         yield process
     finally:
         process.kill()
