@@ -124,11 +124,20 @@ class Repeating(Combining):
             self._forget_call(before)
             return
         given, serial, slots = [], call.serial, self._slots
+        shares = {}  # type: Dict[Worker, int]
+        share = -(-count // min(master.workers, len(slots)))  # else they move, and are even again
         for task in call.told:
-            call.tasks[task.id], task.told, worker = task, False, task.done_by
-            if worker is None or not self._takes_again(worker, task, before):
+            call.tasks[task.id], task.told = task, False
+            worker = task.done_by  # type: Any
+            had = shares.get(worker, 0)
+            if had:  # its data is there, and mapped: the others would have to do that first
+                ready = had < share and self._has(worker, task)
+            else:
+                ready = worker is not None and self._takes_again(worker, task, before)
+            if not ready:
                 self._once_more(task)
                 continue
+            shares[worker] = had + 1
             inline = None
             if task.digest is not None:
                 blob = self._blobs[task.digest]
@@ -138,13 +147,16 @@ class Repeating(Combining):
             self._serial = ticket = self._serial + 1
             task.state, task.worker, task.ticket = HANDED, worker, ticket
             self._tickets[ticket] = worker.hand[ticket] = task
-            worker.since, worker.released, slots[worker.slot].busy = self.now, False, worker
-            worker.calls.remove(before)
-            worker.calls.add(serial)
+            if had:
+                self._tiny = True
+            else:
+                worker.since, worker.released, slots[worker.slot].busy = self.now, False, worker
+                worker.calls.remove(before)
+                worker.calls.add(serial)
             given.append((worker.number, ticket, task.digest, inline))
         if given:
             self._actions.append(Repeat(before, call.serial, params, given))
-        if len(given) < len(self._workers):
+        if len(shares) < len(self._workers):
             self._forget_call(before)
         if len(given) == len(call.told):
             self._repeated = call
@@ -173,6 +185,11 @@ class Repeating(Combining):
             return False
         if before not in worker.calls or self._slots[worker.slot].busy is not None or self._queued:
             return False
+        return self._has(worker, task)
+
+    def _has(self, worker, task):
+        # type: (Worker, Task) -> bool
+        """Whether a worker has what it needs for a task, or can be given it in the command."""
         if task.digest is None:
             return task.inline is None
         blob = self._blobs.get(task.digest)

@@ -236,8 +236,9 @@ class Worker(object):
                         self._task(ticket, call, digest, inline)
                     elif command[0] == AGAIN:
                         _, ticket, before, call, digest, inline, params = command
-                        self._calls[call] = known = self._calls.pop(before)
-                        known.params, known.shared = params, None
+                        if call not in self._calls:  # the first of its tasks for us
+                            self._calls[call] = known = self._calls.pop(before)
+                            known.params, known.shared = params, None
                         self._last = call, ticket - call, digest, inline
                         self._task(ticket, call, digest, inline)
                     else:

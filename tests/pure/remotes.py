@@ -105,7 +105,8 @@ class Process:
                 partials.prepare(command, [])
             elif kind == worker.AGAIN:
                 _, ticket, before, call, digest, inline, params = command
-                self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
+                if call not in self.calls:
+                    self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
                 self.last = call, ticket - call, digest, inline
                 self.current = worker.TASK, ticket, call, digest, inline
             elif kind == worker.LAP:

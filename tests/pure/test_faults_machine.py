@@ -552,6 +552,59 @@ def test_a_call_that_is_repeated_goes_past_the_host_until_something_else_happens
         world.close()
 
 
+def test_a_worker_repeats_all_that_it_did_if_that_is_not_more_than_its_share():
+    world = World({"a": 2})
+    remote = world.remotes["a"]
+
+    def work_on(numbers):
+        for _ in range(20):
+            world.deliver_all()
+            for number in [number for number in numbers if number in remote.busy()]:
+                remote.works(number, "answer", 0.01)
+        return world.call.settled
+
+    try:
+        world.connect("a")
+        world.deliver_all()
+        world.begin(4, kind="slices")
+        world.deliver_all()
+        one, two = remote.busy()
+        assert work_on([one, two])
+        world.end()
+        for _ in range(3):
+            assert world.repeat()
+            world.deliver_all()
+            assert [len(process.commands) for process in remote.processes.values()] == [1, 1]
+            assert work_on([one, two])
+            world.take_in()
+            assert sorted(world.used.elements()) == list(range(4))
+            world.end()
+        assert world.repeat()
+        world.deliver_all()
+        remote.works(one, "die", 0.0)  # with two in its hand
+        assert work_on([two, *remote.processes])
+        world.take_in()
+        assert sorted(world.used.elements()) == list(range(4))
+        world.end()
+        # all by one worker, which is more than its share: the other one takes over again
+        world.begin(4, kind="slices")
+        world.deliver_all()
+        one, two = remote.busy()
+        for _ in range(3):
+            remote.works(one, "answer", 0.01)
+            world.deliver_all()
+        assert work_on([one, two])
+        world.end()
+        assert world.repeat()
+        world.deliver_all()
+        assert sorted(remote.busy()) == sorted([one, two])
+        assert max(len(process.commands) for process in remote.processes.values()) <= 1
+        assert work_on([one, two])
+        world.end()
+    finally:
+        world.close()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_answers_that_come_together_while_their_tasks_move_elsewhere(seed):
     """Workers stand still and go on, and begin with what is being taken back from them; answers
