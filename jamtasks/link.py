@@ -241,7 +241,7 @@ class Link:
             now = time.monotonic()
             messages = session.receive(data, now)
             if len(messages) == 1 and engine.closes_round(self, messages[0]):
-                if not self.lent and engine.may_repeat(self):
+                if not self.lent and threading.current_thread() is self._thread:
                     self._lend()
                 return
         # what a task printed is shown before its answer can end the run
@@ -276,8 +276,9 @@ class Link:
     def _lend(self) -> None:
         """Let whoever repeats a call read in our place, until `take_back`: otherwise threads change
         twice in each round. Under the lock."""
-        self._back.clear()
-        self.lent = True
+        if self.engine.may_repeat(self):
+            self._back.clear()
+            self.lent = True
 
     def take_back(self) -> None:
         """Our own thread reads from now on. Under the lock."""

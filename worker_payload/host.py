@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS
+from worker_payload.pool import HAND_COST
 from worker_payload.records import (
     AWAITED,
     HERE,
@@ -32,7 +33,7 @@ from worker_payload.records import (
     Unpin,
     Worker,
 )
-from worker_payload.repeating import PARAMS_INLINE, PATIENT_FROM, Repeating, patience
+from worker_payload.repeating import PARAMS_INLINE, Lap, Repeating
 from worker_payload.wire import ProtocolError
 
 MASTER_GONE_AFTER = 60.0  # seconds without a byte; being wrong here kills work
@@ -48,6 +49,8 @@ ESTIMATES = 64  # map functions whose time per task is remembered from call to c
 
 CREDIT_BYTES = 1 << 20  # taken in, of which a master is told at once; of less it is told
 CREDIT_SECONDS = 0.005  # after this time
+PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
+PATIENT_SECONDS = 200e-6  # that a task may take for that
 
 
 _NOT_SHARED = "worker_payload.shared.NotShared"
@@ -81,10 +84,12 @@ class Host(Repeating):
         """Seconds of work that will bring several answers soon, if all that runs is short."""
         if len(self._tickets) < PATIENT_FROM or self._actions:
             return 0.0
-        times = [call.estimate for call in self._calls.values() if call.tasks]
-        if not times or None in times:
-            return 0.0
-        return patience(len(self._tickets), max(times))  # type: ignore[type-var,arg-type]
+        longest = 0.0
+        for call in self._calls.values():
+            if call.tasks and (call.estimate is None or call.estimate > PATIENT_SECONDS):
+                return 0.0
+            longest = max(longest, call.estimate or 0.0)
+        return len(self._tickets) * (longest + HAND_COST)
 
     def owes(self):
         # type: () -> bool
@@ -400,6 +405,31 @@ class Host(Repeating):
             self._refuse(call, payload[1])  # other hosts may see the file
         else:
             self._send(call.master, wire.Failure(call.id, task.id, worker.slot, *payload))
+
+    def catch_up(self, lap):
+        # type: (Lap) -> None
+        """All that went by us, as if it had been told here. `now` is when it is told."""
+        call = lap.call
+        if lap.id != call.id:
+            before = call.serial
+            self._rename(call, lap.id, lap.serial, b"")
+            for task in call.told:
+                worker = task.done_by
+                assert worker is not None
+                worker.calls.remove(before)
+                worker.calls.add(lap.serial)
+                worker.since, worker.released = self.now, False
+        self._serial, call.estimate = lap.base, lap.estimate
+        if lap.under_way is not None:
+            id_, like, params = lap.under_way
+            self._on_again(call.master, wire.Again(id_, like, [params]))
+            self._actions.pop()  # the workers have been told
+            for position, (number, ticket, seconds, payload) in enumerate(lap.answers):
+                if position == lap.passed:
+                    self._results.pop(call, None)  # the master has these
+                self.answered(number, ticket, True, False, seconds, payload)
+            if lap.passed == len(lap.answers):
+                self._results.pop(call, None)
 
     def output(self, number, ticket, stream, data):
         # type: (int, int, int, bytes) -> None

@@ -3,31 +3,20 @@
 A round of an iterative algorithm takes a few tenths of a millisecond, most of it Python. So once a
 call was repeated, and nothing else is to be done here, a `Lap` takes the host's place: it knows who
 does what, and knows nothing else. As soon as anything else happens, however small, the host is told
-all that went by it (`Repeating.catch_up`), and goes on as if it had been there from the start.
+all that went by it (`Host.catch_up`), and goes on as if it had been there from the start.
 """
 
 from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import links, wire
 from worker_payload.combining import Combining
-from worker_payload.pool import HAND_COST
 from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
 from worker_payload.wire import ProtocolError
 from worker_payload.worker import LAP
 
 PARAMS_INLINE = 65536
-PATIENT_FROM = 4  # tasks under way, for which it pays to wait until several are done
-PATIENT_SECONDS = 200e-6  # that a task may take for that
 PASS_BYTES = 64 << 10  # of answers, which do not wait for the rest
 LAP_SECONDS = 0.02  # after this, what takes so long is the host's business again
-
-
-def patience(waiting, seconds):
-    # type: (int, float) -> float
-    """Seconds of work that will bring several answers soon. seconds: what each task takes."""
-    if waiting < PATIENT_FROM or seconds > PATIENT_SECONDS:
-        return 0.0
-    return waiting * (seconds + HAND_COST)
 
 
 class Lap(object):
@@ -224,33 +213,3 @@ class Repeating(Combining):
         # type: () -> bool
         """Whether it is worth asking for a `lap`."""
         return self._repeated is not None and not self._tickets
-
-    def answered(self, number, ticket, ok, wrote, seconds, payload):
-        # type: (int, int, bool, bool, float, Any) -> None
-        """The host's part."""
-        raise NotImplementedError
-
-    def catch_up(self, lap):
-        # type: (Lap) -> None
-        """All that went by us, as if it had been told here. `now` is when it is told."""
-        call = lap.call
-        if lap.id != call.id:
-            before = call.serial
-            self._rename(call, lap.id, lap.serial, b"")
-            for task in call.told:
-                worker = task.done_by
-                assert worker is not None
-                worker.calls.remove(before)
-                worker.calls.add(lap.serial)
-                worker.since, worker.released = self.now, False
-        self._serial, call.estimate = lap.base, lap.estimate
-        if lap.under_way is not None:
-            id_, like, params = lap.under_way
-            self._on_again(call.master, wire.Again(id_, like, [params]))
-            self._actions.pop()  # the workers have been told
-            for position, (number, ticket, seconds, payload) in enumerate(lap.answers):
-                if position == lap.passed:
-                    self._results.pop(call, None)  # the master has these
-                self.answered(number, ticket, True, False, seconds, payload)
-            if lap.passed == len(lap.answers):
-                self._results.pop(call, None)

@@ -62,13 +62,19 @@ def waits(pid: int) -> bool:
     return "unix_stream" in where if where.strip("0") else state == "S"
 
 
-def test_workers_that_die_while_one_answer_is_on_its_way(place: Place, tmp_path: Path) -> None:
+def three_that_answer(place: Place, tmp_path: Path) -> tuple[Client, int, list[int]]:
+    """One large answer is on its way, two wait for their turn. The workers come last."""
     client, call = begin(place, tmp_path, 3)
     give(client, call, {item: [item, SIZE] for item in range(3)})
     wait_until(lambda: all(pids(tmp_path, item) for item in range(3)), "all have begun")
     wait_until(lambda: peeked(client.sock) > 100_000, "an answer is on its way")
     first = [pids(tmp_path, item)[0] for item in range(3)]
     wait_until(lambda: all(map(waits, first)), "the others wait for their turn")
+    return client, call, first
+
+
+def test_workers_that_die_while_one_answer_is_on_its_way(place: Place, tmp_path: Path) -> None:
+    client, call, first = three_that_answer(place, tmp_path)
     for pid in first:
         kill(pid, signal.SIGKILL)
     found = client.collect(call, 3)
@@ -96,12 +102,7 @@ def test_they_come_in_order_and_small_ones_are_not_held_up(place: Place, tmp_pat
 
 
 def test_a_call_that_ends_lets_go_of_what_waits(place: Place, tmp_path: Path) -> None:
-    client, call = begin(place, tmp_path, 3)
-    give(client, call, {item: [item, SIZE] for item in range(3)})
-    wait_until(lambda: all(pids(tmp_path, item) for item in range(3)), "all have begun")
-    wait_until(lambda: peeked(client.sock) > 100_000, "an answer is on its way")
-    first = [pids(tmp_path, item)[0] for item in range(3)]
-    wait_until(lambda: all(map(waits, first)), "the others wait for their turn")
+    client, call, _ = three_that_answer(place, tmp_path)
     client.send(wire.End(call))
     (tmp_path / "next").mkdir()
     call = client.begin(NOTED, str(tmp_path / "next"))
