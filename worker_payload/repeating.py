@@ -191,9 +191,10 @@ class Repeating(Combining):
     def lap(self):
         # type: () -> Optional[Lap]
         """What can take our place from now on: the call that was just repeated and answered is all
-        there is, and its tasks are short. To be asked when there is nothing to be done."""
+        there is to do here, whatever else may be repeated some day, and its tasks are short. To be
+        asked when there is nothing to be done."""
         call, self._repeated = self._repeated, None
-        if call is None or list(self._calls.values()) != [call] or self._tickets:
+        if call is None or self._tickets or any(one.tasks for one in self._calls.values()):
             return None
         if self._actions or self._queued or self._dying or self._haunted or self._credits:
             return None

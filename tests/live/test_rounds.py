@@ -185,6 +185,7 @@ def test_whatever_else_happens_in_the_midst_of_repeated_calls(host, module, tmp_
     said = []
     with Master([host], on_output=lambda *line: said.append(line)) as master, Master([host]) as two:
         workers = len(master.run(name, ("", 0)))
+        assert two.run(name, ("", -1)) == [-1] * workers  # may be repeated whenever it likes
         number = 0
         for what in ("", "print", "write", "slow", "large", "raise", "other", "die", "nothing"):
             for _ in range(4):  # so that it is one of many that went well

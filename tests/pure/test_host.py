@@ -409,6 +409,28 @@ def test_masters_take_turns() -> None:
     assert whose(agent.answer(other, late)) == [1], "a slot for each"
 
 
+def test_what_is_repeated_goes_past_the_host_though_another_master_keeps_a_call() -> None:
+    agent = Agent()
+    for master in (1, 2):
+        agent.master(master)
+        for worker, (ticket,) in given(agent.call([[0, None, None]], master=master)).items():
+            agent.answer(worker, ticket, seconds=1e-5)
+
+    def again(master: int, call: int) -> Any:
+        actions = agent.say(master, wire.Again(call, call - 1, [b"other"]))
+        assert not agent.host.repeats()
+        (repeat,) = of(actions, states.Repeat)
+        for worker, ticket, *_ in repeat.given:
+            agent.answer(worker, ticket, seconds=1e-5)
+        assert agent.host.repeats()
+        return agent.host.lap()
+
+    assert again(1, 2).call.master.number == 1
+    assert again(2, 2).call.master.number == 2
+    agent.call([[0, "a" * 64, None]], call=3, master=2)
+    assert again(1, 3) is None, "the other master has work here, though its data is not here yet"
+
+
 def test_a_warm_process_of_one_does_not_starve_another() -> None:
     agent = Agent(workers=1)
     agent.master(1, workers=1)
