@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from worker_payload import wire
@@ -149,11 +150,10 @@ class Answering:
             return False
         call.lag += size
         call.finished_by[host] = call.finished_by.get(host, 0) + len(message.tasks)
-        position = 0
-        for task, _worker, count, _seconds in message.tasks:
-            segments = message.segments[position : position + count]
-            call.results.append((task, host, list(segments), 0))
-            position += count
+        rest = iter(message.segments)
+        call.results.extend(
+            [(task, host, list(islice(rest, count)), 0) for task, _, count, _ in message.tasks]
+        )
         return True
 
     def _combined(self, call: Call, link: Link, message: wire.Combined, now: float) -> None:

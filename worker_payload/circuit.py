@@ -42,6 +42,7 @@ class Circuit(object):
         self._on_answers = on_answers
         self._ours = dict((io.replies.fileno(), io) for io in workers)  # type: Dict[int, Any]
         self._ours[channel.read_fd] = channel
+        self._sends = [io.sender.send_frame for io in workers]
 
     def is_clear(self):
         # type: () -> bool
@@ -63,11 +64,20 @@ class Circuit(object):
             if not ready or None in ready:  # it takes long, or somebody else is ready, too
                 return nothing
             for one in ready:
-                todo = self._begin() if one is channel else self._take(one)
-                if todo is not None:
-                    return todo
-            if channel in ready:
-                end = min(until, time.monotonic() + LAP_SECONDS)
+                if one is channel:
+                    todo = self._begin()
+                    if todo is not None:
+                        return todo
+                    end = min(until, time.monotonic() + LAP_SECONDS)
+                    continue
+                try:
+                    answers = one.answers()  # type: Any
+                except MemoryError as error:
+                    answers = error
+                if not lap.take(one.number, answers) and (answers or answers is None):
+                    return functools.partial(self._on_answers, one, answers)
+                if one.asks is not None:  # a large one is to come, which is the agent's business
+                    return functools.partial(self._on_answers, one, [])
             result = lap.result()
             if result is not None:
                 end = until if lap.under_way is None else end
@@ -92,22 +102,10 @@ class Circuit(object):
         if command is None:
             return functools.partial(self._on_data, self.channel, data)
         todo = None
-        for io in self.workers:
+        for send in self._sends:
             try:
-                if not io.sender.send_frame(command):
+                if not send(command):
                     todo = nothing
             except OSError:
                 todo = nothing  # it is gone: its template will tell
         return todo
-
-    def _take(self, io):
-        # type: (WorkerIO) -> Optional[Todo]
-        try:
-            answers = io.answers()  # type: Any
-        except MemoryError as error:
-            answers = error
-        if io.asks is not None:  # a large one is to come, which is the agent's business
-            return functools.partial(self._on_answers, io, answers)
-        if not answers and answers is not None or self.lap.take(io.number, answers):
-            return None
-        return functools.partial(self._on_answers, io, answers)

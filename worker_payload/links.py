@@ -132,10 +132,10 @@ class Sender(object):
         if not self._queue:
             try:
                 sent = self._sock.sendmsg([data], rights(fds)) if fds else self._sock.send(data)
+                if sent == len(data):
+                    return True
             except (BlockingIOError, InterruptedError):
                 pass
-            if sent == len(data):
-                return True
         kept = [] if sent else [os.dup(fd) for fd in fds]
         self._queue.append((memoryview(data)[sent:], kept))
         return False

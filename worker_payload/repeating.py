@@ -60,7 +60,7 @@ class Lap(object):
         # type: (int, Any) -> bool
         """What WorkerIO.answers gave of a worker; False if it is not its answer and that alone. It
         is not taken then."""
-        if type(answers) is not list or len(answers) != 1 or self.under_way is None:
+        if type(answers) is not list or len(answers) != 1:
             return False
         ok, wrote, ticket, seconds, payload = answers[0]
         if not ok or wrote or self._open.pop(ticket, None) != worker:
@@ -75,11 +75,14 @@ class Lap(object):
         lap; many bytes at once, so that they are on their way while others work."""
         if self.under_way is None or (self._open and self._bytes < PASS_BYTES):
             return None
-        items, segments, call = [], [], self.under_way[0]
-        for worker, _, seconds, payload in self.answers[self.passed :]:
-            items.append([*self._names[worker], len(payload), round(seconds, 6)])
-            segments += payload
-            self.estimate += (seconds - self.estimate) / 4
+        call, names = self.under_way[0], self._names
+        new = self.answers[self.passed :]
+        items = [
+            [*names[worker], len(payload), int(1e6 * seconds) / 1e6]
+            for worker, _, seconds, payload in new
+        ]
+        segments = [part for _, _, _, payload in new for part in payload]
+        self.estimate += (sum([row[3] for row in items]) / len(new) - self.estimate) / 4
         self._bytes, self.passed = 0, len(self.answers)
         if not self._open:
             self.id, self.under_way = call, None

@@ -685,20 +685,24 @@ class Decoder:
 
     def _whole(self, view):
         # type: (memoryview) -> Optional[Message]
-        """The message, if these bytes are one short frame with one segment or none, as most are."""
+        """The message, if these bytes are one short frame, as most are."""
         end = len(view)
         if not HEAD.size + SPAN.size <= end < _STREAM_FROM:
             return None
         magic, kind, length, count = HEAD.unpack_from(view)
         self._check_head(magic, kind, length, count)
-        body = HEAD.size + 8 * count
-        if (
-            count > 1
-            or body + length + (SPAN.unpack_from(view, HEAD.size)[0] if count else 0) != end
-        ):
+        begin = HEAD.size + 8 * count
+        body = begin + length
+        if body > end:
             return None
-        header = bytes(view[body : body + length])
-        return _parse(kind, header, [bytearray(view[body + length :])] if count else [])
+        lengths = struct.unpack_from(">%dQ" % count, view, HEAD.size) if count else ()
+        if body + sum(lengths) != end:
+            return None
+        header, segments = bytes(view[begin:body]), []  # type: bytes, List[Buffer]
+        for size in lengths:
+            segments.append(bytearray(view[body : body + size]))
+            body += size
+        return _parse(kind, header, segments)
 
     def _check_head(self, magic, kind, header_length, count):
         # type: (bytes, int, int, int) -> None
