@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from jamtasks.errors import HostError
+from jamtasks.transport.wakeful import Wakeful
 
 if TYPE_CHECKING:
     from worker_payload.wire import Buffer
@@ -24,7 +26,8 @@ ATTEMPTS = 20
 LONGEST_PAUSE = 4.0  # seconds
 LOOK_SECONDS = 0.1  # between looks whether a wait is to end
 _SMALL = 32 << 10
-_SHORT, _LONG = 64 << 10, 1 << 20  # bytes to be read at a time: of this and that, and of much
+_SHORT, _LONG = 60 << 10, 1 << 20  # bytes to be read at a time: of this and that, and of much
+_let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 _IOV_MAX = 512  # the least of all systems' limits is 1024
 
 
@@ -47,8 +50,8 @@ class Channel(ABC):
 
     @abstractmethod
     def poll(self, seconds: float) -> bool:
-        """Whether there is something to read, or the end, within so many seconds. For one thread
-        at a time."""
+        """Whether there is something to read, or the end, within so many seconds or little more.
+        For one thread at a time."""
 
     @abstractmethod
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -150,6 +153,8 @@ class ProcessChannel(Channel):
         self._write_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._closed = False
+        self._wakeful = Wakeful()
+        self._wrote = 0.0
         name = f"{host} stderr"
         self._drain = threading.Thread(target=self._drain_stderr, name=name, daemon=True)
         self._drain.start()
@@ -166,7 +171,7 @@ class ProcessChannel(Channel):
             data = self._socket.recv(size)
         except OSError:
             return b""
-        self._expected = _SHORT if len(data) < size else _LONG
+        self._expected = _SHORT if len(data) < size else min(_LONG, 2 * size)
         return data
 
     def read_into(self, room: memoryview) -> int:
@@ -176,11 +181,16 @@ class ProcessChannel(Channel):
             return 0
 
     def poll(self, seconds: float) -> bool:
-        return self._closed or bool(self._poll.poll(seconds * 1000))
+        while time.perf_counter() - self._wrote < self._wakeful.seconds and not self._poll.poll(0):
+            _let_others_run()
+        found = self._closed or bool(self._poll.poll(seconds * 1000))
+        self._wakeful.took(time.perf_counter() - self._wrote)
+        return found
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         try:
             with self._write_lock:
+                self._wrote = time.perf_counter()
                 if len(buffers) == 1 and len(buffers[0]) <= _SMALL:
                     self._socket.sendall(buffers[0])  # as nearly always
                     return

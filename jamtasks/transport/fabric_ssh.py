@@ -124,7 +124,7 @@ class _FabricChannel(Channel):
             return b""
 
     def poll(self, seconds: float) -> bool:
-        return self._ready.wait(seconds)
+        return self._ready.wait(seconds)  # Paramiko's thread needs the time that looking takes
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         import paramiko
