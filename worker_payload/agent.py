@@ -38,6 +38,7 @@ PIPE_BYTES = 1 << 20  # that a pipe should hold; systems allow users so much
 SHORTEST_NAP, LONGEST_NAP = 60e-6, 500e-6  # seconds; a system sleeps some 50 us longer
 F_SETPIPE_SZ = 1031  # of Linux; Python knows it from 3.10 on
 GATHER = 4  # looks for more answers before those that are here are passed on
+KEPT_BYTES = 1 << 20  # of a round's answers, else new pages from the system in each round
 PLACES = 8192  # on the board: workers at a time
 DYING_SECONDS = 0.2  # that a process may take to end after its descriptors were closed
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}  # `platform` knows them, and takes 6 ms to import
@@ -134,6 +135,7 @@ class Agent(object):
             signal.signal(number, lambda number, frame: self.stop("signal %d" % number))
         if hasattr(gc, "set_threshold"):  # CPython's
             gc.set_threshold(50000)  # what is made for a message goes with it, without cycles
+        bytes(KEPT_BYTES)  # glibc keeps twice that of what is freed: see `template._prepare`
         self._gate.open()
         self._log("listening as process %d" % os.getpid())
         host, poller = self._host, self._poller

@@ -14,6 +14,7 @@ from worker_payload import codec, links, room, shelf
 from worker_payload.answers import ASK, FILE, GO_ON, HEAD, ONE_SEGMENT, RESULT, SIZE
 
 _READ = 65536
+_COPIED = 4096  # bytes of a segment; a longer one stays where it was received
 _BURST = 8 << 20  # bytes of one answer taken in before others have a turn
 OUTPUT_MAX = 4 << 20  # bytes of each stream that a task may print before the middle is left out
 _TAIL = 65536
@@ -175,7 +176,8 @@ class WorkerIO(object):
         elif len(data) > ONE_SEGMENT.size:
             kind, wrote, ticket, seconds, count, length = ONE_SEGMENT.unpack_from(data)
             if kind == RESULT and count == 1 and len(data) == ONE_SEGMENT.size + length:
-                return [(True, wrote, ticket, seconds, [data[ONE_SEGMENT.size :]])]  # mostly
+                whole = data if length < _COPIED else memoryview(data)
+                return [(True, wrote, ticket, seconds, [whole[ONE_SEGMENT.size :]])]  # mostly
         found = []
         position, end = 0, len(data)
         while end - position >= HEAD.size:
@@ -193,7 +195,8 @@ class WorkerIO(object):
                 break
             segments = []
             for length in lengths:
-                segments.append(data[begin : begin + length])
+                whole = data if length < _COPIED else memoryview(data)
+                segments.append(whole[begin : begin + length])
                 begin += length
             position = finish
             if kind == ASK:
