@@ -25,8 +25,12 @@ class Answering:
     """The engine, as far as it listens. changed: told when there is something to fold."""
 
     changed: threading.Condition
-    calls: dict[int, Call]
     links: dict[str, Link]
+
+    @property
+    def calls(self) -> dict[int, Call]:
+        """All that are under way. Under the lock."""
+        raise NotImplementedError
 
     def hope(self, link: Link) -> bool:
         """Whether this host may still come (back), or is about to say whether it can take part."""

@@ -27,6 +27,7 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .bootstrap import Attached
+    from .laps import Lap
     from .settings import HostSpec, Settings
     from .transport import Attempt
 
@@ -63,7 +64,8 @@ class Engine(Sending):
         self.closing = False
         self.closed = threading.Event()
         self.began = time.monotonic()
-        self.calls: dict[int, Call] = {}
+        self._calls: dict[int, Call] = {}
+        self._lap: Lap | None = None  # under way, and unseen so far
         self._last: tuple[Call, Standing] | None = None  # over here, but not told to be so
         self._ended = 0.0  # when it was over
         self._build, self._project = build, project
@@ -265,6 +267,31 @@ class Engine(Sending):
             link.flush(session)
         return repeated
 
+    @property
+    def calls(self) -> dict[int, Call]:
+        lap, self._lap = self._lap, None
+        if lap is not None:  # whoever looks at calls finds it to be one of them
+            self._last = None
+            call = lap.become_call()
+            self._calls[call.id] = call
+        return self._calls
+
+    def begin_lap(self, lap: Lap, params: list[Buffer], now: float) -> int:
+        """The last call once more: its number; 0 if it cannot be so now. Under the lock."""
+        if self._last is None or self._last[0] is not lap.call or not self._stands(self._last[1]):
+            return 0
+        self._next += 1
+        lap.under_way = self._next, params, now
+        self._lap = lap
+        return self._next
+
+    def end_lap(self, lap: Lap, ident: int, now: float) -> bool:
+        """It was answered; False if it is a call by now. Under the lock."""
+        if self._lap is not lap:
+            return False
+        self._lap, self._ended, lap.call.id = None, now, ident
+        return True
+
     def _stands(self, standing: Standing) -> bool:
         """Whether these hosts, and no others, are there as they were."""
         return standing.up == self._up() and all(
@@ -302,6 +329,7 @@ class Engine(Sending):
 
     def end_last(self) -> None:
         """The last call is not going to be repeated. Under the lock."""
+        _ = self.calls  # perhaps it is being repeated
         self._take_back()
         if self._last is not None:
             call, standing = self._last
@@ -422,7 +450,7 @@ class Engine(Sending):
 
     def show_output(self, host: str, message: wire.Output) -> None:
         """What a task printed, by the number of its slice. Called without the lock."""
-        call = self.calls.get(message.call)
+        call = self._calls.get(message.call)
         if call is not None and call.spans is not None:
             message = message._replace(id=call.slice_at(message.id))
         self.on_output(host, message)

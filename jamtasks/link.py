@@ -125,7 +125,8 @@ class Link:
             return False
         answers = self.answered
         reason = self._serve(attached)
-        fruitless = bool(engine.calls) and self.answered == answers
+        with engine.lock:
+            fruitless = bool(engine.calls) and self.answered == answers
         self._fruitless = self._fruitless + 1 if fruitless else 0
         self._lose(reason)
         if self._fruitless >= FRUITLESS_MAX:
@@ -175,7 +176,7 @@ class Link:
             data: Buffer = attached.head
             while True:
                 if data:
-                    self._received(session, data)
+                    self.receive(session, data)
                 if self.lent:
                     self._back.wait()
                 else:
@@ -234,7 +235,7 @@ class Link:
             engine.changed.notify_all()
         engine.dispatch()
 
-    def _received(self, session: Session, data: Buffer) -> None:
+    def receive(self, session: Session, data: Buffer) -> None:
         """Raises ProtocolError."""
         engine = self.engine
         with engine.lock:
@@ -300,7 +301,7 @@ class Link:
                     data = channel.read(READ_SIZE)
                     self.last_heard = time.monotonic()
                     if data:
-                        self._received(session, data)
+                        self.receive(session, data)
                     taken = False
                     if not data:
                         break  # our own thread will see it, too

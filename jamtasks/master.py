@@ -26,6 +26,7 @@ from .calls import Call
 from .encoding import Params, decode, decoder, encode_params
 from .engine import Engine
 from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
+from .laps import SHORT, Lap
 from .link import Link
 from .printing import OnOutput
 from .reduction import OrderedFold, Reduce, default_reduce, reduced
@@ -204,9 +205,12 @@ class Master:
             asked = slice_size, keep_going, writable, speculate, task_timeout, combines
             last = self._last
             if last is not None and last.fits(bundle, data, asked, encoded):
-                call = self._engine.again(last.call, encoded.inline)
+                if last.lap is not None and (answers := last.lap.go(encoded.inline)) is not None:
+                    return self._of_lap(last.call, bundle, answers, began)
+                call = last.lap.became if last.lap is not None else None
+                call = call or self._engine.again(last.call, encoded.inline)
                 if call is not None:
-                    last.call = call
+                    last.call, last.lap = call, None
                     return self._round(call, bundle, began)
             self._last = None
             # without data the workers that are there now are all that will be called
@@ -254,20 +258,42 @@ class Master:
                 results = sorted(call.results, key=_FIRST) if call.round is not None else None
             if results is None:
                 return self._drive(call, bundle, None, None, began)
-            reduce = getattr(bundle.module, "reduce", None) or default_reduce
             if call.combining is not None:
+                reduce = getattr(bundle.module, "reduce", None) or default_reduce
                 return self._join(call, bundle, reduce, results)
-            first, host, segments, _ = results[0]
-            value = decode(bundle.modules, host, first, segments)
-            for index, host, segments, _ in results[1:]:
-                one = decode(bundle.modules, host, index, segments)
-                value = reduced(reduce, value, one, index)
-            if self._progress is not None:
-                self._progress(call.done, call.slices, 0)
-            return value
+            self._shorten(call)
+            return self._folded(call, bundle, results)
         finally:
             if not call.over:
                 self._ended(call, began)
+
+    def _shorten(self, call: Call) -> None:
+        """It may be repeated in the shortest way, if one host answers it shortly."""
+        if self._last is not None and call.round is not None and call.lag <= SHORT:
+            standing = call.round.standing
+            if len(standing.links) == 1:
+                self._last.lap = Lap(self._engine, call, standing)
+
+    def _of_lap(self, call: Call, bundle: Bundle, answers: list[Answer], began: float) -> Any:
+        """What was asked for once more and is answered. call: one that went just like it."""
+        try:
+            return self._folded(call, bundle, answers)
+        finally:
+            seconds = time.monotonic() - began
+            with self._engine.lock:
+                self._report = functools.partial(outcome.of_run, call, self._seen(), seconds)
+
+    def _folded(self, call: Call, bundle: Bundle, answers: list[Answer]) -> Any:
+        """answers: to all slices, in their order, none of them long."""
+        reduce = getattr(bundle.module, "reduce", None) or default_reduce
+        first, host, segments, _ = answers[0]
+        value = decode(bundle.modules, host, first, segments)
+        for index, host, segments, _ in answers[1:]:
+            one = decode(bundle.modules, host, index, segments)
+            value = reduced(reduce, value, one, index)
+        if self._progress is not None:
+            self._progress(call.done, call.slices, 0)
+        return value
 
     def _join(self, call: Call, bundle: Bundle, reduce: Reduce, results: list[Answer]) -> Any:
         with TreeFold(reduce, call.slices) as fold:
@@ -342,7 +368,9 @@ class Master:
 
     def _leave(self) -> None:
         """The turn is over. Ctrl-C may have come before anybody knew of a call that was sent."""
-        for call in list(self._engine.calls.values()):
+        with self._engine.lock:
+            left = list(self._engine.calls.values())
+        for call in left:
             self._engine.finish(call)
         self._running.release()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .datasets import Slices
     from .encoding import Params
     from .holding import HostId
+    from .laps import Lap
     from .link import Link
     from .modules import Bundle
     from .scheduler import Scheduler
@@ -94,6 +95,7 @@ class Last:
         asked: tuple[Any, ...],
     ):
         self.call = call
+        self.lap: Lap | None = None  # the shortest way to repeat it, if there is one
         self._bundle = bundle
         self._data = weakref.ref(data) if data is not None else None
         self._slices = weakref.ref(slices) if slices is not None else None

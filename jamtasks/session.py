@@ -91,6 +91,10 @@ class Session:
             message for message in self._decoder.feed(data) if self._take(message, now) is not None
         ]
 
+    def at_boundary(self) -> bool:
+        """Whether what was received so far ends with a message."""
+        return self._decoder.at_boundary()
+
     def room(self) -> memoryview | None:
         """Where the next bytes may be put instead, if much of a long answer is to come. For whoever
         calls `receive`, as is `put`; they need no lock."""

@@ -578,6 +578,40 @@ def read_again(data):
     return int(found.group(1)), int(found.group(2)), bytes(data[begin:])
 
 
+_ROWS = re.compile(
+    rb"\[(0|[1-9][0-9]{0,17}),(\[(?:\[[0-9]{1,9},[0-9]{1,9},[0-9]{1,5},[0-9.e-]{1,24}\],?)+\])\]\Z"
+)
+
+
+def read_result(data, call):
+    # type: (Buffer, int) -> Optional[Tuple[List[List[Any]], List[Buffer]]]
+    """Tasks and segments, if these bytes are one short Result of this call and nothing else; None
+    otherwise. Like `read_again`: whatever it does not take, a Decoder judges."""
+    size = len(data)
+    if not HEAD.size + SPAN.size <= size < _STREAM_FROM:
+        return None
+    magic, kind, length, count = HEAD.unpack_from(data)
+    begin = HEAD.size + 8 * count
+    end = begin + length
+    if magic != MAGIC or kind != _KIND_OF[Result] or not count or end > size:
+        return None
+    lengths = struct.unpack_from(">%dQ" % count, data, HEAD.size)
+    rows = _ROWS.match(data[begin:end])
+    if rows is None or int(rows.group(1)) != call or end + sum(lengths) != size:
+        return None
+    try:
+        tasks, _ = _scan(rows.group(2).decode("ascii"), 0)
+    except (ValueError, StopIteration):
+        return None
+    if sum([row[2] for row in tasks]) != count:
+        return None
+    segments = []  # type: List[Buffer]
+    for length in lengths:
+        segments.append(bytearray(data[end : end + length]))
+        end += length
+    return tasks, segments
+
+
 class Decoder:
     """Bytes in, messages out, however the bytes were cut.
 

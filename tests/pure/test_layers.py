@@ -22,7 +22,7 @@ LAYERS = {
     "presence": 1, "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3, "logins": 3.2,
     "encoding": 2, "printing": 1, "spans": 1, "link": 3.5, "rounds": 3.6, "calls": 3.8,
-    "outcome": 3.9, "answering": 3.9, "sending": 3.95, "engine": 4, "feeding": 4.5,
+    "laps": 4.2, "outcome": 3.9, "answering": 3.9, "sending": 3.95, "engine": 4, "feeding": 4.5,
     "dispatch": 4, "master": 5, "fleet": 5, "project": 5.05, "via_jobs": 5.06,
     "arguments": 5.1, "words": 5.1, "progress": 5.1, "console": 5.2, "job_progress": 5.2,
     "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,

@@ -1,0 +1,110 @@
+"""A call of one host that is repeated all the time: the shortest way there and back.
+
+All there is to it is one message to the host and one back, both read by whoever waits for them; see
+`worker_payload/repeating.py` for the host's part. Nobody else knows of it. As soon as anybody looks
+at the engine's calls, or anything comes but the one answer, it is a call like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from worker_payload import wire
+from worker_payload.wire import Buffer, ProtocolError
+
+if TYPE_CHECKING:
+    from .calls import Call
+    from .engine import Engine
+    from .rounds import Standing
+
+SHORT = 16 << 10  # bytes of all answers: what is longer comes in pieces, and takes its time
+POLL_SECONDS = 0.1  # between looks whether it is a call by now
+READ_SIZE = 1 << 20
+
+Answer = tuple[int, str, list[Buffer], int]
+
+
+class Lap:
+    """call: the last one, which is over and was itself the repetition of another."""
+
+    def __init__(self, engine: Engine, call: Call, standing: Standing):
+        self._engine = engine
+        self._standing = standing
+        self._link, self._session = standing.links[0]
+        self._tasks = standing.given[self._link.label]
+        self.call = call
+        self.under_way: tuple[int, list[Buffer], float] = 0, [], 0.0  # number, params, since when
+        self.became: Call | None = None  # what a lap under way has become
+
+    def go(self, params: list[Buffer]) -> list[Answer] | None:
+        """The answers to the call with these params. None: it is now what it `became`; or nothing
+        has happened, and it has to be called in the ordinary way."""
+        engine, link, session = self._engine, self._link, self._session
+        self.became = None
+        with engine.lock:
+            ready = link.lent and session.at_boundary()
+            ident = engine.begin_lap(self, params, time.monotonic()) if ready else 0
+            if not ident:
+                return None
+            session.again(ident, self.call.id, bytes(params[0]))
+        link.flush(session)
+        return self._hear(ident)
+
+    def _hear(self, ident: int) -> list[Answer] | None:
+        link, attached, unheard = self._link, self._link.attached, False
+        if attached is None:
+            self._give_up()
+            return None
+        channel = attached.channel
+        try:
+            link.reading = True
+            while not channel.poll(POLL_SECONDS):
+                if self.became is not None:
+                    return None
+            unheard = True  # what is read from here on must be heard to its end
+            data = channel.read(READ_SIZE)
+            link.last_heard = now = time.monotonic()
+            answers = self._answers(data, ident)
+            with self._engine.lock:
+                if answers is not None and self._engine.end_lap(self, ident, now):
+                    link.answered += 1
+                    unheard = False
+                    return answers
+            self._give_up()
+            if data:  # else the host's own thread will see it, too
+                link.receive(self._session, data)
+            unheard = False
+        except ProtocolError as error:
+            link.given_up = f"protocol error: {error}"
+        finally:
+            link.reading = False
+            if unheard:
+                channel.close()
+        return None
+
+    def _answers(self, data: Buffer, ident: int) -> list[Answer] | None:
+        """In the order of tasks; None if these bytes are anything but all of them."""
+        found = wire.read_result(data, ident)
+        if found is None:
+            return None
+        tasks, segments = found
+        if len(tasks) != len(self._tasks) or {row[0] for row in tasks} != self._tasks:
+            return None
+        host, position = self._link.label, 0
+        answers: list[Answer] = []
+        for task, _worker, count, _seconds in tasks:
+            answers.append((task, host, segments[position : position + count], 0))
+            position += count
+        answers.sort()
+        return answers
+
+    def _give_up(self) -> None:
+        with self._engine.lock:
+            _ = self._engine.calls
+
+    def become_call(self) -> Call:
+        """Under the lock."""
+        ident, params, began = self.under_way
+        self.became = self.call.again(ident, params, self._standing, began)
+        return self.became
