@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,21 @@ def _decode_span(
     return values
 
 
+def decode_all(
+    modules: dict[str, ModuleType], answers: Iterable[tuple[int, str, Sequence[Buffer], int]]
+) -> list[tuple[int, Any]]:
+    """Slices, and what the answers to them are. answers: slice, host and segments of each. Raises
+    TaskFailed."""
+    values: list[tuple[int, Any]] = []
+    answer: tuple[int, str, Sequence[Buffer], int] = -1, "", (), 0
+    try:
+        for answer in answers:
+            values.append((answer[0], codec.decode_untrusted(answer[2], modules)))
+        return values
+    except codec.DecodeError as error:
+        raise _refused(error, answer[1], answer[0], "its answer") from None
+
+
 def decode(
     modules: dict[str, ModuleType],
     host: str,
@@ -75,8 +90,11 @@ def decode(
     try:
         return codec.decode_untrusted(segments, modules)
     except codec.DecodeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise TaskFailed(
-            host=host, slice=task, type="DecodeError", message=f"{what} is refused: {error}"
-        ) from None
+        raise _refused(error, host, task, what) from None
+
+
+def _refused(error: codec.DecodeError, host: str, task: int, what: str) -> BaseException:
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return KeyboardInterrupt()
+    message = f"{what} is refused: {error}"
+    return TaskFailed(host=host, slice=task, type="DecodeError", message=message)

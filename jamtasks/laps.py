@@ -86,18 +86,13 @@ class Lap:
     def _answers(self, data: Buffer, ident: int) -> list[Answer] | None:
         """In the order of tasks; None if these bytes are anything but all of them."""
         found = wire.read_result(data, ident)
-        if found is None:
+        if found is None or len(found) != len(self._tasks):
             return None
-        tasks, segments = found
-        if len(tasks) != len(self._tasks) or {row[0] for row in tasks} != self._tasks:
+        if {task for task, _ in found} != self._tasks:
             return None
-        host, position = self._link.label, 0
-        answers: list[Answer] = []
-        for task, _worker, count, _seconds in tasks:
-            answers.append((task, host, segments[position : position + count], 0))
-            position += count
-        answers.sort()
-        return answers
+        found.sort()
+        host = self._link.label
+        return [(task, host, segments, 0) for task, segments in found]
 
     def _give_up(self) -> None:
         with self._engine.lock:

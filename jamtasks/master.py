@@ -23,13 +23,13 @@ from worker_payload.wire import Buffer
 from . import combining, datasets, feeding, modules, outcome, presence, printing
 from . import scheduler as plan
 from .calls import Call
-from .encoding import Params, decode, decoder, encode_params
+from .encoding import Params, decode_all, decoder, encode_params
 from .engine import Engine
 from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
 from .laps import SHORT, Lap
 from .link import Link
 from .printing import OnOutput
-from .reduction import OrderedFold, Reduce, default_reduce, reduced
+from .reduction import OrderedFold, Reduce, all_reduced, default_reduce
 from .report import HostReport, RunReport
 from .rounds import Last
 from .spans import Spans
@@ -286,11 +286,8 @@ class Master:
     def _folded(self, call: Call, bundle: Bundle, answers: list[Answer]) -> Any:
         """answers: to all slices, in their order, none of them long."""
         reduce = getattr(bundle.module, "reduce", None) or default_reduce
-        first, host, segments, _ = answers[0]
-        value = decode(bundle.modules, host, first, segments)
-        for index, host, segments, _ in answers[1:]:
-            one = decode(bundle.modules, host, index, segments)
-            value = reduced(reduce, value, one, index)
+        first, *others = decode_all(bundle.modules, answers)
+        value = all_reduced(reduce, first[1], others)
         if self._progress is not None:
             self._progress(call.done, call.slices, 0)
         return value

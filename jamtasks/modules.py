@@ -92,6 +92,8 @@ def bundle(module: ModuleType | str, function: str = "mapfunc") -> Bundle:
 
 def has(module: ModuleType, name: str) -> bool:
     """Whether the module has a function of this qualified name."""
+    if "." not in name:
+        return callable(getattr(module, name, None))
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)

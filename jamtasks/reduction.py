@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -39,13 +39,23 @@ def default_reduce(a: Any, b: Any) -> Any:
 
 def reduced(reduce: Reduce, value: Any, other: Any, index: int) -> Any:
     """reduce(value, other). index: the slice that `other` is of. Raises ReduceError."""
+    return all_reduced(reduce, value, [(index, other)])
+
+
+def all_reduced(reduce: Reduce, value: Any, others: Iterable[tuple[int, Any]]) -> Any:
+    """reduce(reduce(value, other), other) and so on. others: with the slice that each is of. Raises
+    ReduceError."""
+    other: tuple[int, Any] = -1, None
     try:
-        return reduce(value, other)
+        for other in others:
+            value = reduce(value, other[1])
+        return value
     except JamError as error:
-        raise ReduceError(f"slice {index} does not fit: {error.message}", error.hint) from error
+        message = f"slice {other[0]} does not fit: {error.message}"
+        raise ReduceError(message, error.hint) from error
     except Exception as error:  # whatever the user's reduce raises
         raise ReduceError(
-            f"slice {index} does not fit: reduce raised {sums.kind(error)}: {error}"
+            f"slice {other[0]} does not fit: reduce raised {sums.kind(error)}: {error}"
         ) from error
 
 

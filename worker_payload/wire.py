@@ -14,6 +14,7 @@ message may change with any release.
 [Revoke(call=3, ids=[7, 8])]
 """
 
+import itertools
 import json
 import re
 import struct
@@ -584,9 +585,9 @@ _ROWS = re.compile(
 
 
 def read_result(data, call):
-    # type: (Buffer, int) -> Optional[Tuple[List[List[Any]], List[Buffer]]]
-    """Tasks and segments, if these bytes are one short Result of this call and nothing else; None
-    otherwise. Like `read_again`: whatever it does not take, a Decoder judges."""
+    # type: (Buffer, int) -> Optional[List[Tuple[int, List[Buffer]]]]
+    """(task, segments) each, if these bytes are one short Result of this call and nothing else;
+    None otherwise. Like `read_again`: whatever it does not take, a Decoder judges."""
     size = len(data)
     if not HEAD.size + SPAN.size <= size < _STREAM_FROM:
         return None
@@ -595,21 +596,21 @@ def read_result(data, call):
     end = begin + length
     if magic != MAGIC or kind != _KIND_OF[Result] or not count or end > size:
         return None
-    lengths = struct.unpack_from(">%dQ" % count, data, HEAD.size)
     rows = _ROWS.match(data[begin:end])
-    if rows is None or int(rows.group(1)) != call or end + sum(lengths) != size:
+    if rows is None or int(rows.group(1)) != call:
         return None
     try:
         tasks, _ = _scan(rows.group(2).decode("ascii"), 0)
     except (ValueError, StopIteration):
         return None
-    if sum([row[2] for row in tasks]) != count:
-        return None
     segments = []  # type: List[Buffer]
-    for length in lengths:
+    for length in struct.unpack_from(">%dQ" % count, data, HEAD.size):
         segments.append(bytearray(data[end : end + length]))
         end += length
-    return tasks, segments
+    if end != size or sum([row[2] for row in tasks]) != count:
+        return None
+    rest = iter(segments)
+    return [(row[0], list(itertools.islice(rest, row[2]))) for row in tasks]
 
 
 class Decoder:
