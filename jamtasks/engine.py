@@ -330,7 +330,7 @@ class Engine(Sending):
     def end_last(self) -> None:
         """The last call is not going to be repeated. Under the lock."""
         _ = self.calls  # perhaps it is being repeated
-        self._take_back()
+        self.take_back_all()
         if self._last is not None:
             call, standing = self._last
             self._last = None
@@ -349,7 +349,8 @@ class Engine(Sending):
             standing = call.round.standing
         return standing is not None and [one for one, _ in standing.links] == [link]
 
-    def _take_back(self) -> None:
+    def take_back_all(self) -> None:
+        """Each host is read by its own thread from now on. Under the lock."""
         for link in self.links.values():
             link.take_back()
 
@@ -380,7 +381,7 @@ class Engine(Sending):
                 for there, its in standing.links:
                     self._count_sent(call, there, its)
                 return
-            self._take_back()
+            self.take_back_all()
             self.changed.notify_all()  # a host that is not read because of its answers
             call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)

@@ -256,6 +256,8 @@ class Master:
                 pass
             with engine.lock:
                 results = sorted(call.results, key=_FIRST) if call.round is not None else None
+                if results is None:
+                    engine.take_back_all()
             if results is None:
                 return self._drive(call, bundle, None, None, began)
             if call.combining is not None:

@@ -6,14 +6,14 @@ It is left as soon as anything else happens. What was not read by then is there 
 import functools
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
 from worker_payload import wire
 from worker_payload.channel import Channel
 from worker_payload.repeating import LAP_SECONDS, Lap
-from worker_payload.workerio import WorkerIO
+from worker_payload.workerio import READ, WorkerIO
 
-READ = 128 << 10  # bytes; what is longer is no lap
+AGAIN = 128 << 10  # bytes; what is longer is no lap
 
 Todo = Callable[[], None]
 
@@ -42,7 +42,8 @@ class Circuit(object):
         self._on_answers = on_answers
         self._ours = dict((io.replies.fileno(), io) for io in workers)  # type: Dict[int, Any]
         self._ours[channel.read_fd] = channel
-        self._sends = [io.sender.send_frame for io in workers]
+        self._partly = set()  # type: Set[WorkerIO]  # whose answers have come in part
+        self._sends = [(io.sock.send, io) for io in workers]
 
     def is_clear(self):
         # type: () -> bool
@@ -70,14 +71,18 @@ class Circuit(object):
                         return todo
                     end = min(until, time.monotonic() + LAP_SECONDS)
                     continue
-                try:
-                    answers = one.answers()  # type: Any
-                except MemoryError as error:
-                    answers = error
-                if not lap.take(one.number, answers) and (answers or answers is None):
-                    return functools.partial(self._on_answers, one, answers)
-                if one.asks is not None:  # a large one is to come, which is the agent's business
-                    return functools.partial(self._on_answers, one, [])
+                if one in self._partly:
+                    todo = self._take(one, one.answers)
+                else:
+                    try:
+                        data = one.replies.recv(READ)
+                    except OSError:
+                        return nothing  # to be read again, and told
+                    if lap.hear(one.number, data):
+                        continue
+                    todo = self._take(one, functools.partial(one.answers_in, data))
+                if todo is not None:
+                    return todo
             result = lap.result()
             if result is not None:
                 end = until if lap.under_way is None else end
@@ -93,7 +98,7 @@ class Circuit(object):
         if self.lap.under_way is not None:
             return nothing  # perhaps it is to be ended
         try:
-            data = os.read(self.channel.read_fd, READ)
+            data = os.read(self.channel.read_fd, AGAIN)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -102,10 +107,33 @@ class Circuit(object):
         if command is None:
             return functools.partial(self._on_data, self.channel, data)
         todo = None
-        for send in self._sends:
+        size = len(command)
+        for send, io in self._sends:
             try:
-                if not send(command):
-                    todo = nothing
+                sent = send(command)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
             except OSError:
                 todo = nothing  # it is gone: its template will tell
+                continue
+            if sent < size:
+                io.sender.keep(memoryview(command)[sent:])
+                todo = nothing
         return todo
+
+    def _take(self, io, read):
+        # type: (WorkerIO, Callable[[], Any]) -> Optional[Todo]
+        """What a worker wrote, if it is more than a short answer. read: gives the answers in it."""
+        try:
+            answers = read()
+        except MemoryError as error:
+            answers = error
+        if not self.lap.take(io.number, answers) and (answers or answers is None):
+            return functools.partial(self._on_answers, io, answers)
+        if io.asks is not None:  # a large one is to come, which is the agent's business
+            return functools.partial(self._on_answers, io, [])
+        if io.at_boundary():
+            self._partly.discard(io)
+        else:
+            self._partly.add(io)
+        return None

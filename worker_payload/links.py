@@ -140,6 +140,11 @@ class Sender(object):
         self._queue.append((memoryview(data)[sent:], kept))
         return False
 
+    def keep(self, data):
+        # type: (memoryview) -> None
+        """Send that later: the rest of a frame without descriptors."""
+        self._queue.append((data, []))
+
     def flush(self):
         # type: () -> bool
         while self._queue:

@@ -9,6 +9,7 @@ all that went by it (`Host.catch_up`), and goes on as if it had been there from 
 from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import links, wire
+from worker_payload.answers import ONE_SEGMENT, RESULT
 from worker_payload.combining import Combining
 from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
 from worker_payload.wire import ProtocolError
@@ -55,6 +56,21 @@ class Lap(object):
             zip(range(self.base + 2, self.base + 2 + len(self.workers)), self.workers)
         )
         return links.frame((LAP, self.base + 1, params))
+
+    def hear(self, worker, data):
+        # type: (int, bytes) -> bool
+        """What a worker wrote; False if it is not its answer, short, well and alone. It is not
+        taken then."""
+        if len(data) <= ONE_SEGMENT.size:
+            return False
+        kind, wrote, ticket, seconds, count, length = ONE_SEGMENT.unpack_from(data)
+        if kind != RESULT or wrote or count != 1 or len(data) != ONE_SEGMENT.size + length:
+            return False
+        if self._open.pop(ticket, None) != worker:
+            return False
+        self.answers.append((worker, ticket, seconds, [data[ONE_SEGMENT.size :]]))
+        self._bytes += length
+        return True
 
     def take(self, worker, answers):
         # type: (int, Any) -> bool

@@ -579,9 +579,8 @@ def read_again(data):
     return int(found.group(1)), int(found.group(2)), bytes(data[begin:])
 
 
-_ROWS = re.compile(
-    rb"\[(0|[1-9][0-9]{0,17}),(\[(?:\[[0-9]{1,9},[0-9]{1,9},[0-9]{1,5},[0-9.e-]{1,24}\],?)+\])\]\Z"
-)
+_ROW = rb"\[[0-9]{1,9},[0-9]{1,9},[0-9]{1,5},[0-9]{1,9}(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?\]"
+_ROWS = re.compile(rb"\[(0|[1-9][0-9]{0,17}),(\[" + _ROW + rb"(?:," + _ROW + rb")*\])\]\Z")
 
 
 def read_result(data, call):

@@ -13,7 +13,7 @@ from typing import Any, List, Optional, Set, Tuple
 from worker_payload import codec, links, room, shelf
 from worker_payload.answers import ASK, FILE, GO_ON, HEAD, ONE_SEGMENT, RESULT, SIZE
 
-_READ = 65536
+READ = 65536
 _COPIED = 4096  # bytes of a segment; a longer one stays where it was received
 _BURST = 8 << 20  # bytes of one answer taken in before others have a turn
 OUTPUT_MAX = 4 << 20  # bytes of each stream that a task may print before the middle is left out
@@ -39,7 +39,7 @@ class Stream(object):
         # type: () -> Optional[bytes]
         """Bytes, none at the end, None if there is nothing now."""
         try:
-            data = os.read(self.fd, _READ)
+            data = os.read(self.fd, READ)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -164,11 +164,15 @@ class WorkerIO(object):
                     return []
                 large, self._large, self._lends = self._large, None, False
                 return [large.answer()]
-            data = self._receive() if self._lends else self.replies.recv(_READ)
+            return self.answers_in(self._receive() if self._lends else self.replies.recv(READ))
         except (BlockingIOError, InterruptedError):
             return []
         except OSError:
             return None
+
+    def answers_in(self, data):
+        # type: (bytes) -> Optional[List[Tuple[bool, int, int, float, Any]]]
+        """The same, of what was received."""
         if not data:
             return None
         if self._pending:
@@ -188,7 +192,7 @@ class WorkerIO(object):
             lengths = struct.unpack_from("<%dQ" % count, data, begin - 8 * count)
             finish = begin + sum(lengths)
             if finish > end:
-                if finish - end > _READ:
+                if finish - end > READ:
                     head = (kind, wrote, ticket, seconds)
                     self._large = _Large(head, lengths, data[begin:])
                     position = end
@@ -211,7 +215,7 @@ class WorkerIO(object):
 
     def _receive(self):
         # type: () -> bytes
-        data, fds = links.receive(self.replies, _READ)
+        data, fds = links.receive(self.replies, READ)
         self._lent += fds
         return data
 

@@ -114,6 +114,34 @@ def test_the_short_way_of_an_again_agrees_with_the_decoder(message, data):
         assert decoded(whole) == [wire.Again(found[0], found[1], [found[2]])]
 
 
+@given(
+    st.integers(0, 10**17),
+    st.lists(
+        st.tuples(
+            st.integers(0, 10**9 - 1), st.integers(0, 999),
+            st.floats(0, 10**6), st.lists(st.binary(max_size=40), min_size=1, max_size=3),
+        ),
+        min_size=1, max_size=20,
+    ),
+    st.data(),
+)  # fmt: skip
+def test_the_short_way_of_a_result_agrees_with_the_decoder(call, answers, data):
+    tasks = [[task, worker, len(parts), seconds] for task, worker, seconds, parts in answers]
+    segments = [part for *_, parts in answers for part in parts]
+    whole = stream_of([wire.Result(call, tasks, segments)])
+    if "+" not in str(tasks):
+        assert wire.read_result(whole, call) == [(task, parts) for task, *_, parts in answers]
+    assert wire.read_result(whole, call + 1) is None
+    assert wire.read_result(whole + b"x", call) is wire.read_result(whole[:-1], call) is None
+    for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=2)):
+        whole = whole[:at] + data.draw(st.binary(max_size=2)) + whole[at + 1 :]
+    found = wire.read_result(whole, call)
+    if found is not None:
+        (message,) = decoded(whole)
+        assert message.call == call and [row[0] for row in message.tasks] == [t for t, _ in found]
+        assert message.segments == [part for _, parts in found for part in parts]
+
+
 # --- there and back ----------------------------------------------------------------------------
 
 
