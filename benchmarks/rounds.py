@@ -2,8 +2,9 @@
 
 Peers in the same run, in turns: execnet and mitogen over the same sshd, multiprocessing.Pool
 without any network, dask and ipyparallel over bare TCP. The limits: `ssh host cat`, one connection
-per worker, one line there and back; and W Python processes of five lines behind sockets of this
-process, which is what waking W Pythons takes.
+per worker, one line there and back; W Python processes of five lines behind sockets of this
+process, which is what waking W Pythons takes; and the same W behind one more Python of a dozen
+lines, which one `ssh` talks to: what jam does, with nothing that makes it safe.
 
 Workers of dask and ipyparallel are busy while they have nothing to do, which would slow the others
 down; so each of the two has a race of its own with execnet, which the ratios are to.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -74,6 +76,52 @@ def bare(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], obje
     return go
 
 
+RELAY = """
+import os, select, socket, sys
+workers, poll, answers = {}, select.epoll(), []
+for _ in range(int(sys.argv[1])):
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        ours.close()
+        while line := theirs.recv(100):
+            theirs.send(b"%d" % (int(line) + 1))
+        os._exit(0)
+    workers[ours.fileno()] = ours
+    theirs.close()
+for fd in (0, *workers):
+    poll.register(fd, select.EPOLLIN)
+while True:
+    for fd, _ in poll.poll():
+        if fd:
+            answers.append(workers[fd].recv(100))
+            if len(answers) == len(workers):
+                os.write(1, b" ".join(answers))
+                answers = []
+        elif line := os.read(0, 100):
+            for sock in workers.values():
+                sock.send(line)
+        else:
+            sys.exit()
+"""
+
+
+def relay(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
+    """A number to a Python behind `ssh`, which passes it to W Pythons, and their answers back."""
+    command = shlex.join([sys.executable, "-c", RELAY, str(workers)])
+    process = subprocess.Popen(
+        host.ssh(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    stack.callback(common.end, process)
+    assert process.stdin is not None and process.stdout is not None
+    there, back = process.stdin.fileno(), process.stdout.fileno()
+
+    def go() -> int:
+        os.write(there, b"1")
+        return sum(map(int, os.read(back, 1000).split()))
+
+    return go
+
+
 def peer(name: str) -> Start:
     def start(host: common.Host, workers: int, stack: ExitStack) -> Callable[[], object]:
         call = peers.PEERS[name](stack, host.where, workers).ready("plus_one")
@@ -94,6 +142,7 @@ BASE = "execnet"
 CONTENDERS: dict[str, Start] = {
     "`ssh host cat` (limit)": cat,
     "bare Pythons, no SSH, no agent (limit)": bare,
+    "bare Pythons behind a bare one and one `ssh` (limit)": relay,
     "jam, openssh": jam("openssh"),
     "jam, fabric": jam("fabric"),
     BASE: peer("execnet"),
