@@ -198,7 +198,7 @@ class Rebuild(object):
 
     def recarray(self, array):
         np = need_numpy()
-        if type(array) is not np.ndarray or array.dtype.names is None:
+        if type(array) is not np.ndarray:
             raise DecodeError("not a record array")
         return array.view(np.recarray)
 

@@ -384,7 +384,7 @@ ATTACKS = {
     "neither true nor false": array(b"\x02", "|b1"),
     "matrix of no array": mine("matrix", num(1)),
     "matrix of one dimension": mine("matrix", array()),
-    "records of numbers": mine("recarray", array()),
+    "records of a text": mine("recarray", text("a")),
     "mask of another shape": mine("masked", array(), array(b"\0\0", "|b1", (2,)), NONE),
     "scalar of nothing": mine("scalar", text("|V0"), raw(b"")),
     "scalar too short": mine("scalar", text("<f8"), raw(b"x")),

@@ -296,6 +296,7 @@ BARE = [
     np.ones((20, 0, 50)),
     np.zeros(300, dtype=[("a", "i4"), ("b", "f8")]),
     np.zeros(300, dtype=[("a", "i4"), ("b", "f8")]).view(np.recarray),
+    np.arange(6.0).reshape(2, 3).view(np.recarray),  # without fields
     np.zeros((30, 30), dtype="M8[s]"),
 ]
 
