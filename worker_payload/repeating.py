@@ -127,6 +127,7 @@ class Repeating(Combining):
             raise ProtocolError("Again: params in one segment, of %d bytes at most" % PARAMS_INLINE)
         params, before = bytes(message.segments[0]), call.serial
         self._rename(call, message.call, self._new(), params)
+        call.talks = False  # as far as we know
         if call.combine is not None:
             self._begin_again(call)
             self._forget_call(before)

@@ -431,6 +431,18 @@ def test_what_is_repeated_goes_past_the_host_though_another_master_keeps_a_call(
     assert again(1, 3) is None, "the other master has work here, though its data is not here yet"
 
 
+def test_a_call_that_printed_once_goes_past_the_host_when_it_is_repeated_without() -> None:
+    agent = Agent()
+    agent.master()
+    for worker, (ticket,) in given(agent.call([[0, None, None]])).items():
+        agent.answer(worker, ticket, seconds=1e-5)
+    for call, wrote in ((2, True), (3, True), (4, False)):
+        (repeat,) = of(agent.say(1, wire.Again(call, call - 1, [b"other"])), states.Repeat)
+        for worker, ticket, *_ in repeat.given:
+            agent.answer(worker, ticket, seconds=1e-5, wrote=wrote)
+        assert agent.host.repeats() and (agent.host.lap() is None) == wrote
+
+
 def test_a_warm_process_of_one_does_not_starve_another() -> None:
     agent = Agent(workers=1)
     agent.master(1, workers=1)
