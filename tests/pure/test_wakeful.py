@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from jamtasks.transport.wakeful import ASLEEP, AWAKE_SECONDS, Wakeful
+import pytest
 
-SOON, LATE = AWAKE_SECONDS / 2, AWAKE_SECONDS * 2
+from jamtasks.transport.wakeful import AWAKE_SECONDS, TRY, Wakeful
+
+SOON, LATER, LATE = AWAKE_SECONDS / 3, AWAKE_SECONDS / 2, AWAKE_SECONDS * 10
 
 
-def after(*waits: float) -> bool:
+def awake(wakeful: Wakeful, waits: int, if_awake: float, if_asleep: float) -> int:
+    """How often somebody stays awake, where waits take so long if they do, and if they sleep."""
+    times = 0
+    for _ in range(waits):
+        staying = wakeful.seconds > 0
+        times += staying
+        wakeful.took(if_awake if staying else if_asleep)
+    return times
+
+
+@pytest.mark.parametrize(
+    ("if_awake", "if_asleep", "stays"),
+    [
+        (SOON, LATER, True),
+        (SOON, LATE, True),
+        (LATER, SOON, False),  # as where the answer needs the processor that looks for it
+        (LATE, LATE, False),
+        (LATE, SOON, False),
+    ],
+)
+def test_what_is_quicker_is_done_and_the_other_way_is_tried_now_and_then(
+    if_awake, if_asleep, stays
+):
     wakeful = Wakeful()
-    for seconds in waits:
-        wakeful.took(seconds)
-    return wakeful.seconds > 0
+    awake(wakeful, 2 * TRY, if_awake, if_asleep)
+    times = awake(wakeful, 10 * TRY, if_awake, if_asleep)
+    assert times == (10 * TRY - 10 if stays else 10)
 
 
-def test_who_is_answered_soon_stays_awake():
-    assert after() and after(SOON) and after(*[SOON] * 100)
+def test_who_slept_through_a_long_time_wakes_up_again():
+    wakeful = Wakeful()
+    awake(wakeful, 10 * TRY, LATE, LATE)
+    awake(wakeful, 10 * TRY, SOON, LATER)  # each try tells a little more
+    assert awake(wakeful, 10 * TRY, SOON, LATER) > 9 * TRY
 
 
-def test_who_waits_for_long_sleeps_and_looks_now_and_then():
-    assert not after(LATE) and not after(*[LATE] * ASLEEP)
-    assert after(*[LATE] * (ASLEEP + 1)) and not after(*[LATE] * (ASLEEP + 2))
-    assert sum(after(*[LATE] * waits) for waits in range(1, 1 + 10 * (ASLEEP + 1))) == 10
-
-
-def test_an_answer_that_comes_soon_in_spite_of_sleep_ends_it():
-    assert after(LATE, LATE, SOON)
+def test_one_wait_that_takes_long_does_not_change_much():
+    wakeful = Wakeful()
+    awake(wakeful, 10 * TRY, SOON, LATER)
+    awake(wakeful, 1, LATE, LATE)
+    assert awake(wakeful, 10 * TRY, SOON, LATER) > 8 * TRY
