@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 AWAKE_SECONDS = 0.0006  # of each wait: as long as some wake-ups, and no longer than many a round
-TRY = 32  # waits, of which one tries the other way
-LONGEST = 2 * AWAKE_SECONDS  # what takes longer says no more than that it takes long
+TRY = 32  # waits: the first of all take turns, then one of so many goes the other way
+STEP = 1 / 8  # by which a wait changes what is known: single ones that take long say little
 
 
 class Wakeful:
@@ -14,7 +14,7 @@ class Wakeful:
 
     def __init__(self) -> None:
         self._awake = True  # the next time
-        self._takes: dict[bool, float] = {}  # seconds, by whether we stayed awake
+        self._takes: dict[bool, float] = {}  # seconds, nearly the median, by whether we slept not
         self._waits = 0
 
     @property
@@ -24,10 +24,11 @@ class Wakeful:
 
     def took(self, seconds: float) -> None:
         """From what was asked to what came of it, or to the end of patience."""
-        seconds = min(seconds, LONGEST)
-        before = self._takes.get(self._awake, seconds)
-        self._takes[self._awake] = before + (seconds - before) / 4
+        takes = self._takes.get(self._awake, min(seconds, 2 * AWAKE_SECONDS))
+        takes *= 1 - STEP if seconds < takes else 1 + STEP
+        self._takes[self._awake] = min(takes, 2 * AWAKE_SECONDS)
         self._waits += 1
         awake = self._takes.get(True, 0.0)
-        quicker = awake < AWAKE_SECONDS and awake < self._takes.get(False, LONGEST)
-        self._awake = quicker != (self._waits % TRY == 0)
+        quicker = awake < AWAKE_SECONDS and awake < self._takes.get(False, AWAKE_SECONDS)
+        other = self._waits % (2 if self._waits < TRY else TRY) == 0
+        self._awake = quicker != other

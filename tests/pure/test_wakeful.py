@@ -41,12 +41,15 @@ def test_what_is_quicker_is_done_and_the_other_way_is_tried_now_and_then(
 def test_who_slept_through_a_long_time_wakes_up_again():
     wakeful = Wakeful()
     awake(wakeful, 10 * TRY, LATE, LATE)
-    awake(wakeful, 10 * TRY, SOON, LATER)  # each try tells a little more
+    awake(wakeful, 60 * TRY, SOON, LATER)  # each try tells a little more
     assert awake(wakeful, 10 * TRY, SOON, LATER) > 9 * TRY
 
 
-def test_one_wait_that_takes_long_does_not_change_much():
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_wait_now_and_then_that_takes_long_changes_little(late):
     wakeful = Wakeful()
-    awake(wakeful, 10 * TRY, SOON, LATER)
-    awake(wakeful, 1, LATE, LATE)
-    assert awake(wakeful, 10 * TRY, SOON, LATER) > 8 * TRY
+    times = 0
+    for _ in range(40):  # bursts, of which the first are slow
+        awake(wakeful, late, LATE, LATE)
+        times += awake(wakeful, 18, SOON, LATER)
+    assert times > 30 * 18
