@@ -202,13 +202,17 @@ def test_a_missing_key_file_is_named(lab):
     fails(AuthenticationError, spec, lab.settings(), "/nowhere/id", "no such file")
 
 
+def _run(*command):
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def test_keys_of_the_agent(ssh, lab):
     host = lab.host()
     place = lab.folder / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL)
     try:
-        wait_until(place.exists)
         lab.environment.setenv("SSH_AUTH_SOCK", str(place))
+        wait_until(lambda: _run("ssh-add", "-l").returncode < 2, "the agent listens")
         for name in ("other", "id"):
             subprocess.run(["ssh-add", "-q", lab.keys / name], check=True)
         lab.write_ssh_config(extra="Host *\n  IdentityFile none\n  IdentitiesOnly no\n")
@@ -220,6 +224,7 @@ def test_keys_of_the_agent(ssh, lab):
     finally:
         agent.terminate()
         agent.wait()
+        place.unlink(missing_ok=True)
 
 
 # --- the way there -----------------------------------------------------------------------------
