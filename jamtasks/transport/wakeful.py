@@ -4,7 +4,7 @@ from __future__ import annotations
 
 AWAKE_SECONDS = 0.0006  # of each wait: as long as some wake-ups, and no longer than many a round
 TRY = 32  # waits: the first of all take turns, then one of so many goes the other way
-STEP = 1 / 8  # by which a wait changes what is known: single ones that take long say little
+STEP = 1 / 16  # by which a wait changes what is known: single ones that take long say little
 
 
 class Wakeful:
