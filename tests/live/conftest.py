@@ -187,7 +187,9 @@ def lab(
 def _strangers(folder: Path) -> list[Path]:
     """Half-made files, and sockets to which nobody listens."""
     found = []
-    for path in folder.rglob("*"):
+    # what is being unpacked for a Master that did not wait for it may go while we look
+    paths = [Path(at, name) for at, dirs, files in os.walk(folder) for name in dirs + files]
+    for path in paths:
         try:
             mode = path.lstat().st_mode
         except OSError:
