@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 from worker_payload import wire
 from worker_payload.wire import Buffer, ProtocolError
 
+from .link import POLL_SECONDS, READ_SIZE
+
 if TYPE_CHECKING:
     from .calls import Call
     from .engine import Engine
     from .rounds import Standing
 
 SHORT = 16 << 10  # bytes of all answers: what is longer comes in pieces, and takes its time
-POLL_SECONDS = 0.1  # between looks whether it is a call by now
-READ_SIZE = 1 << 20
 
-Answer = tuple[int, str, list[Buffer], int]
+Answer = tuple[int, str, list[Buffer], int]  # see Call.results
 
 
 class Lap:

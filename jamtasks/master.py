@@ -26,7 +26,7 @@ from .calls import Call
 from .encoding import Params, decode_all, decoder, encode_params
 from .engine import Engine
 from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
-from .laps import SHORT, Lap
+from .laps import SHORT, Answer, Lap
 from .link import Link
 from .printing import OnOutput
 from .reduction import OrderedFold, Reduce, all_reduced, default_reduce
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from .modules import Bundle
     from .settings import HostSpec, Settings
 
-Answer = tuple[int, str, list[Buffer], int]  # see Call.results
 _FIRST = operator.itemgetter(0)
 MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
 POLL = 1.0  # seconds between looks at what has no event of its own
