@@ -6,9 +6,8 @@ It is left as soon as anything else happens. What was not read by then is there 
 import functools
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional, Set
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from worker_payload import wire
 from worker_payload.channel import Channel
 from worker_payload.repeating import LAP_SECONDS, Lap
 from worker_payload.workerio import READ, WorkerIO
@@ -40,10 +39,10 @@ class Circuit(object):
         self.workers = workers
         self._on_data = on_data
         self._on_answers = on_answers
-        self._ours = dict((io.replies.fileno(), io) for io in workers)  # type: Dict[int, Any]
-        self._ours[channel.read_fd] = channel
-        self._partly = set()  # type: Set[WorkerIO]  # whose answers have come in part
+        self._partly = {}  # type: Dict[int, WorkerIO]  # whose answers have come in part
+        self._ends = dict((io.replies.fileno(), (io.replies.recv, io)) for io in workers)
         self._sends = [(io.sock.send, io) for io in workers]
+        self._end = 0.0  # of our patience with the lap under way
 
     def is_clear(self):
         # type: () -> bool
@@ -54,44 +53,46 @@ class Circuit(object):
         return all(io.watched and io.sender.idle and io.at_boundary() for io in self.workers)
 
     def run(self, poll, until):
-        # type: (Callable[[float], List[Any]], float) -> Todo
+        # type: (Callable[[float], List[Tuple[int, int]]], float) -> Todo
         """Laps until then, or until something else happens: what is to be done about that, once the
         host has caught up."""
-        lap, ours, channel = self.lap, self._ours, self.channel
+        lap, ends, partly = self.lap, self._ends, self._partly
         end = until
         while True:
             found = poll(max(end - time.monotonic(), 0.0))
-            ready = [ours.get(fd) for fd, _ in found]  # type: List[Any]
-            if not ready or None in ready:  # it takes long, or somebody else is ready, too
+            if not found:  # it takes long
                 return nothing
-            for one in ready:
-                if one is channel:
-                    todo = self._begin()
-                    if todo is not None:
-                        return todo
-                    end = min(until, time.monotonic() + LAP_SECONDS)
-                    continue
-                if one in self._partly:
-                    todo = self._take(one, one.answers)
-                else:
+            for fd, _ in found:
+                if fd in ends and fd not in partly:
+                    receive, io = ends[fd]
                     try:
-                        data = one.replies.recv(READ)
+                        data = receive(READ)
                     except OSError:
                         return nothing  # to be read again, and told
-                    if lap.hear(one.number, data):
+                    if lap.hear(io.number, data):
                         continue
-                    todo = self._take(one, functools.partial(one.answers_in, data))
+                    todo = self._take(fd, io, functools.partial(io.answers_in, data))
+                else:
+                    todo = self._other(fd)
                 if todo is not None:
                     return todo
             result = lap.result()
             if result is not None:
-                end = until if lap.under_way is None else end
-                channel.queue(wire.encode(result))
+                self.channel.queue(result)
                 try:
-                    if not channel.write():
+                    if not self.channel.write():
                         return nothing
                 except OSError:  # it is gone, which is noticed where it is read
                     return nothing
+            end = until if lap.under_way is None else min(until, self._end)
+
+    def _other(self, fd):
+        # type: (int) -> Optional[Todo]
+        """Something can be read that is not the whole answer of a worker."""
+        if fd == self.channel.read_fd:
+            return self._begin()
+        io = self._partly.get(fd)
+        return nothing if io is None else self._take(fd, io, io.answers)
 
     def _begin(self):
         # type: () -> Optional[Todo]
@@ -106,6 +107,7 @@ class Circuit(object):
         command = self.lap.begin(data)
         if command is None:
             return functools.partial(self._on_data, self.channel, data)
+        self._end = time.monotonic() + LAP_SECONDS
         todo = None
         size = len(command)
         for send, io in self._sends:
@@ -121,8 +123,8 @@ class Circuit(object):
                 todo = nothing
         return todo
 
-    def _take(self, io, read):
-        # type: (WorkerIO, Callable[[], Any]) -> Optional[Todo]
+    def _take(self, fd, io, read):
+        # type: (int, WorkerIO, Callable[[], Any]) -> Optional[Todo]
         """What a worker wrote, if it is more than a short answer. read: gives the answers in it."""
         try:
             answers = read()
@@ -133,7 +135,7 @@ class Circuit(object):
         if io.asks is not None:  # a large one is to come, which is the agent's business
             return functools.partial(self._on_answers, io, [])
         if io.at_boundary():
-            self._partly.discard(io)
+            self._partly.pop(fd, None)
         else:
-            self._partly.add(io)
+            self._partly[fd] = io
         return None

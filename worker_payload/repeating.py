@@ -6,6 +6,9 @@ does what, and knows nothing else. As soon as anything else happens, however sma
 all that went by it (`Host.catch_up`), and goes on as if it had been there from the start.
 """
 
+import itertools
+import operator
+import struct
 from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import links, wire
@@ -17,6 +20,8 @@ from worker_payload.worker import LAP
 
 PARAMS_INLINE = 65536
 PASS_BYTES = 64 << 10  # of answers, which do not wait for the rest
+_head, _HEAD_SIZE = ONE_SEGMENT.unpack_from, ONE_SEGMENT.size
+_SECONDS, _PAYLOAD = operator.itemgetter(2), operator.itemgetter(3)
 LAP_SECONDS = 0.02  # after this, what takes so long is the host's business again
 
 
@@ -33,12 +38,12 @@ class Lap(object):
         self.estimate = call.estimate or 0.0
         self.under_way = None  # type: Optional[Tuple[int, int, bytes]]  # call, like, params
         self.base = serial  # what the next one counts from
-        self.answers = []  # type: List[Tuple[int, int, float, Any]]
+        self.answers = []  # type: List[Tuple[int, int, float, List[Any]]]
         self.passed = 0  # so many of them were passed on
         self._bytes = 0  # of the others
         self._open = {}  # type: Dict[int, int]  # whose answers are to come, by ticket
         tasks = zip(self.workers, call.told, workers)
-        self._names = dict((number, (task.id, w.slot)) for number, task, w in tasks)
+        self._rows = dict((number, wire.row(task.id, w.slot)) for number, task, w in tasks)
 
     def begin(self, data):
         # type: (Any) -> Optional[bytes]
@@ -61,14 +66,15 @@ class Lap(object):
         # type: (int, bytes) -> bool
         """What a worker wrote; False if it is not its answer, short, well and alone. It is not
         taken then."""
-        if len(data) <= ONE_SEGMENT.size:
+        try:
+            kind, wrote, ticket, seconds, count, length = _head(data)
+        except struct.error:
             return False
-        kind, wrote, ticket, seconds, count, length = ONE_SEGMENT.unpack_from(data)
-        if kind != RESULT or wrote or count != 1 or len(data) != ONE_SEGMENT.size + length:
+        if kind != RESULT or wrote or count != 1 or length != len(data) - _HEAD_SIZE:
             return False
         if self._open.pop(ticket, None) != worker:
             return False
-        self.answers.append((worker, ticket, seconds, [data[ONE_SEGMENT.size :]]))
+        self.answers.append((worker, ticket, seconds, [data[_HEAD_SIZE:]]))
         self._bytes += length
         return True
 
@@ -86,25 +92,22 @@ class Lap(object):
         return True
 
     def result(self):
-        # type: () -> Optional[wire.Result]
-        """What is to be passed on to the master: all that is left when all is here, which ends this
-        lap; many bytes at once, so that they are on their way while others work."""
+        # type: () -> Optional[List[Any]]
+        """The frame that is to be passed on to the master: all that is left when all is here, which
+        ends this lap; many bytes at once, so that they are on their way while others work."""
         if self.under_way is None or (self._open and self._bytes < PASS_BYTES):
             return None
-        call, names = self.under_way[0], self._names
-        new = self.answers[self.passed :]
-        items = [
-            [*names[worker], len(payload), int(1e6 * seconds) / 1e6]
-            for worker, _, seconds, payload in new
-        ]
-        segments = [part for _, _, _, payload in new for part in payload]
-        self.estimate += (sum([row[3] for row in items]) / len(new) - self.estimate) / 4
+        call, rows = self.under_way[0], self._rows
+        new = self.answers[self.passed :] if self.passed else self.answers
+        taken = [rows[number] % (len(payload), 1e6 * took) for number, _, took, payload in new]
+        segments = list(itertools.chain.from_iterable(map(_PAYLOAD, new)))
+        self.estimate += (sum(map(_SECONDS, new)) / len(new) - self.estimate) / 4
         self._bytes, self.passed = 0, len(self.answers)
         if not self._open:
             self.id, self.under_way = call, None
             self.serial = self.base + 1
             self.base = self.serial + len(self.workers)
-        return wire.Result(call, items, segments)
+        return wire.write_result(call, taken, segments)
 
 
 class Repeating(Combining):

@@ -18,8 +18,8 @@ from typing import Any, Dict, List, Optional
 from worker_payload import answers, calls, codec, links, partials, procs, shared, wire
 
 PLACE = 24  # bytes of a worker on the board
-TICKET = struct.Struct("<Q")
-RANGE = struct.Struct("<QQ")
+TICKET = struct.Struct("=Q")
+RANGE = struct.Struct("=QQ")
 
 # commands of the agent
 CODE, BEGIN, TASK, END, DROP, RELEASE, AGAIN, PART, LAP = range(9)
@@ -120,8 +120,9 @@ class _Call(object):
     """What tasks of one call share: params and how to hand out slices. total: of slices, if their
     answers are combined, else 0."""
 
-    def __init__(self, module, params, writable, spans, function, total):
-        # type: (str, Any, bool, bool, Optional[str], int) -> None
+    def __init__(self, id_, module, params, writable, spans, function, total):
+        # type: (int, str, Any, bool, bool, Optional[str], int) -> None
+        self.id = id_
         self.module = module
         self.params = params
         self.writable = writable
@@ -130,6 +131,12 @@ class _Call(object):
         self.partials = partials.Partials(total) if total else None
         self.special = spans or self.partials is not None  # a task is not just a slice
         self.shared = None  # type: Optional[List[Any]]
+        self.map = None  # type: Any  # the function itself, once it was loaded
+
+    def again(self, id_, params):
+        # type: (int, bytes) -> None
+        """It is another one from now on, with these params."""
+        self.id, self.params, self.shared = id_, params, None
 
     def get_params(self):
         # type: () -> Any
@@ -138,7 +145,8 @@ class _Call(object):
         if self.shared is not None:
             return self.shared[0]
         if type(self.params) is bytes and not self.spans:  # read once, and soon
-            return read_blob(self.params, self.writable)
+            plain = codec.plain_pickle(self.params)
+            return pickle.loads(plain) if plain else read_blob(self.params, self.writable)
         began = time.perf_counter()
         value = read_blob(self.params, self.writable)
         if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
@@ -195,8 +203,8 @@ class Worker(object):
         # type: (Any, Any, Any, int) -> None
         self._sock = sock
         self._replies = replies
-        self._board = board
-        self._place = place
+        # the ticket we work on, and the two between which we begin none
+        self._place = memoryview(board)[place : place + PLACE].cast("Q")
         self._pid = os.getpid()
         self._home = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
         self._streams = _Streams()
@@ -205,7 +213,7 @@ class Worker(object):
         self._functions = {}  # type: Dict[Any, Any]
         self._at = 0  # type: Any  # which slice of a span; the block that reduce could not join
         self._calls = {}  # type: Dict[int, _Call]
-        self._last = (0, 0, None, None)  # type: Any  # what a LAP repeats: call, ticket beyond it
+        self._last = None  # type: Any  # what a LAP repeats: call, ticket less its number, source
         self._slices = {}  # type: Dict[str, Held]
 
     def run(self):
@@ -236,26 +244,34 @@ class Worker(object):
                         if inline is True:
                             assert digest is not None
                             self._slices[digest] = Held(files.pop())
-                        self._task(ticket, call, digest, inline)
+                        self._task(self._calls[call], ticket, self._source(digest, inline))
                     elif command[0] == AGAIN:
                         _, ticket, before, call, digest, inline, params = command
                         if call not in self._calls:  # the first of its tasks for us
-                            self._calls[call] = known = self._calls.pop(before)
-                            known.params, known.shared = params, None
-                        self._last = call, ticket - call, digest, inline
-                        self._task(ticket, call, digest, inline)
+                            self._calls[call] = self._calls.pop(before)
+                            self._calls[call].again(call, params)
+                        source = self._source(digest, inline)
+                        self._last = self._calls[call], ticket - call, source
+                        self._task(self._calls[call], ticket, source)
                     else:
                         self._do(command, files)
 
     def _lap(self, command):
         # type: (Any) -> None
         """The last task again, with other params."""
-        _, call, params = command
-        before, offset, digest, inline = self._last
-        self._last = call, offset, digest, inline
-        self._calls[call] = known = self._calls.pop(before)
-        known.params, known.shared = params, None
-        self._task(call + offset, call, digest, inline)
+        _, number, params = command
+        call, offset, source = self._last
+        self._calls[number] = self._calls.pop(call.id)
+        call.again(number, params)
+        self._task(call, number + offset, source)
+
+    def _source(self, digest, inline):
+        # type: (Optional[str], Any) -> Any
+        """Of a task's slice. inline: its blob, unless we hold it as a file, or there is no
+        slice."""
+        if type(inline) is bytes:
+            return inline
+        return None if digest is None else self._slices[digest]
 
     def _do(self, command, files):
         # type: (Any, List[int]) -> None
@@ -263,7 +279,7 @@ class Worker(object):
         if kind == BEGIN:
             _, call, module, params, writable, spans, function, total = command
             source = Held(files.pop()) if params is None else params
-            self._calls[call] = _Call(module, source, writable, spans, function, total)
+            self._calls[call] = _Call(call, module, source, writable, spans, function, total)
         elif kind == CODE:
             if command[1] is None:
                 held = Held(files.pop())
@@ -287,24 +303,19 @@ class Worker(object):
             calls.release_memory()
             procs.reap_strangers(_STRANGERS)
 
-    def _task(self, ticket, call, digest, inline):
-        # type: (int, int, Optional[str], Any) -> None
-        """inline: the slice's blob, unless we hold it as a file, or there is no slice."""
-        TICKET.pack_into(self._board, self._place, ticket)
-        after, before = RANGE.unpack_from(self._board, self._place + 8)
-        if after < ticket < before:
-            TICKET.pack_into(self._board, self._place, 0)
+    def _task(self, call, ticket, source):
+        # type: (_Call, int, Any) -> None
+        """source: of the slice, None if there is none."""
+        place = self._place
+        place[0] = ticket
+        if place[1] < ticket < place[2]:
+            place[0] = 0
             self._give_out(call)
             return  # withdrawn: another worker does it
-        kind = answers.RESULT
-        segments = []  # type: List[Any]
         began = time.perf_counter()
         try:
-            if type(inline) is bytes:
-                source = inline  # type: Any
-            else:
-                source = None if digest is None else self._slices[digest]
-            segments = self._call(self._calls[call], source, began)
+            segments = self._call(call, source, began)
+            kind = answers.RESULT
         except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
             kind = answers.FAILURE
             if os.getpid() == self._pid:
@@ -320,46 +331,47 @@ class Worker(object):
         os.fchdir(self._home)
         if not ticket % _REAP_EVERY:
             procs.reap_strangers(_STRANGERS)
-        TICKET.pack_into(self._board, self._place, 0)
+        place[0] = 0
         if segments:
             answers.send(self._replies, kind, wrote, ticket, seconds, segments)
             return
         if wrote:  # what it printed belongs to this ticket, and its answer is one of several
             answers.send(self._replies, answers.RESULT, wrote, ticket, seconds, [partials.LATER])
-        if self._calls[call].partials.wait(ticket, seconds) or wrote:  # type: ignore[union-attr]
+        if call.partials.wait(ticket, seconds) or wrote:  # type: ignore[union-attr]
             self._give_out(call)
 
     def _give_out(self, call):
-        # type: (int) -> None
+        # type: (_Call) -> None
         """Answer what we keep of a call, if it is one whose answers are combined."""
-        known = self._calls.get(call)
-        if known is not None and known.partials is not None and known.partials.waiting:
-            ticket, seconds, segments = known.partials.give_out()
+        if call.partials is not None and call.partials.waiting:
+            ticket, seconds, segments = call.partials.give_out()
             answers.send(self._replies, answers.RESULT, 0, ticket, seconds, segments)
 
     def _load(self, call):
         # type: (_Call) -> Any
-        if isinstance(self._code, BaseException):
-            raise self._code
-        try:
-            function = calls.load(self._code, call.module, call.function)
-        except BaseException as error:
-            self._code = error  # half-imported modules are not tried again in this process
-            raise
-        self._functions[call.module, call.function] = function
+        function = self._functions.get((call.module, call.function))
+        if function is None:
+            if isinstance(self._code, BaseException):
+                raise self._code
+            try:
+                function = calls.load(self._code, call.module, call.function)
+            except BaseException as error:
+                self._code = error  # half-imported modules are not tried again in this process
+                raise
+            self._functions[call.module, call.function] = function
+        call.map = function
         return function
 
     def _call(self, call, source, began):
         # type: (_Call, Any, float) -> List[Any]
         self._at = 0
-        function = self._functions.get((call.module, call.function)) or self._load(call)
+        function = call.map or self._load(call)
         if call.special:
             return self._special(call, function, source, began)
-        params = call.shared[0] if call.shared is not None else call.get_params()
         piece = None
         if source is not None:
             piece = shared.load(read_blob(source, call.writable), call.writable)
-        return self._encode(function(params, piece))
+        return self._encode(function(call.get_params(), piece))
 
     def _special(self, call, function, source, began):
         # type: (_Call, Any, Any, float) -> List[Any]
@@ -406,6 +418,8 @@ class Worker(object):
 
     def _encode(self, result):
         # type: (Any) -> List[Any]
+        if type(result) in _PLAIN:
+            return [pickle.dumps(result, codec.PROTOCOL)]
         try:
             return codec.encode(result)
         except codec.EncodeError as error:

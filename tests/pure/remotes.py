@@ -460,7 +460,7 @@ class Remote:
         process.said.clear()
         result = lap.result()
         if result is not None and lap.call.master.number == self.number:
-            self.to_master.append(frame(result))
+            self.to_master.append(b"".join(result))
         return True
 
     def hears_all(self) -> bool:
