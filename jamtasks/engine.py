@@ -73,6 +73,7 @@ class Engine(Sending):
         self._next = 0
         self.links = {spec.label: Link(self, spec) for spec in specs}
         self._ticker = threading.Thread(target=self._tick, name="jam time", daemon=True)
+        self.timekeeper: int | None = None  # that thread
 
     # --- life ------------------------------------------------------------------------------
 
@@ -80,6 +81,7 @@ class Engine(Sending):
         for link in self.links.values():
             link.start()
         self._ticker.start()
+        self.timekeeper = self._ticker.ident
 
     def close(self) -> None:
         """End all connections and threads. Agents stay, and end what was left of our calls."""
@@ -102,9 +104,6 @@ class Engine(Sending):
             link.join(deadline)
         if self._ticker.ident:
             self._ticker.join(JOIN_SECONDS)
-
-    def is_timekeeper(self) -> bool:
-        return threading.current_thread() is self._ticker
 
     def hello(self, spec: HostSpec) -> wire.Hello:
         settings = {"threads": spec.threads, "nice": spec.nice, "env": dict(spec.env)}
@@ -294,9 +293,10 @@ class Engine(Sending):
 
     def _stands(self, standing: Standing) -> bool:
         """Whether these hosts, and no others, are there as they were."""
-        return standing.up == self._up() and all(
-            link.session is session for link, session in standing.links
-        )
+        for link, session in standing.links:
+            if link.session is not session:
+                return False
+        return standing.up == self._up()
 
     def _up(self) -> list[str]:
         return [

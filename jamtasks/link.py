@@ -61,7 +61,7 @@ class Link:
         self._back = threading.Event()  # it is not lent any more
         self._hurry = threading.Event()  # ends the pause before the next attempt
         self._wake = threading.Condition(engine.lock)
-        self._writing = threading.Lock()
+        self._writing = 0  # the thread that does, if any
         self._thread = threading.Thread(target=self._live, name=f"jam {self.label}", daemon=True)
         self._writer: threading.Thread | None = None
 
@@ -280,11 +280,15 @@ class Link:
         if self.engine.may_repeat(self):
             self._back.clear()
             self.lent = True
+            if self.attached is not None:
+                self.attached.channel.lend(True)
 
     def take_back(self) -> None:
         """Our own thread reads from now on. Under the lock."""
         if self.lent:
             self.lent = False
+            if self.attached is not None:
+                self.attached.channel.lend(False)
             self._back.set()
 
     def read_for(self, call: Call, session: Session) -> None:
@@ -321,39 +325,46 @@ class Link:
         """Write what is queued: small messages from this very thread if nobody else is writing.
 
         Not from the timekeeper's: a host that takes nothing must not keep it from noticing."""
-        attached = self.attached
+        attached, me = self.attached, threading.get_ident()
         if attached is None or self.session is not session:
             return
-        if not self.engine.is_timekeeper() and self._writing.acquire(blocking=False):
-            try:
-                with self.engine.lock:
+        try:  # Ctrl-C may come anywhere in here
+            with self.engine.lock:
+                if not self._writing and me != self.engine.timekeeper:
+                    self._writing = me
                     buffers = session.control()
-                if buffers:
-                    attached.channel.write(buffers)
-            except (HostError, OSError):
-                attached.channel.close()  # the reader sees the end and says why
-                return
-            finally:
-                self._writing.release()
-        with self.engine.lock:
-            if session.has_pending():
+            if self._writing == me and buffers:
+                attached.channel.write(buffers)
+        except (HostError, OSError):
+            attached.channel.close()  # the reader sees the end and says why
+        finally:
+            if self._writing == me:
+                self._writing = 0
+        if session.has_pending():
+            with self.engine.lock:
                 self._wake.notify_all()
 
     def _write(self, session: Session, attached: Attached) -> None:
-        lock = self.engine.lock
+        lock, me = self.engine.lock, threading.get_ident()
         try:
             while True:
                 with lock:
                     self._wake.wait_for(
-                        lambda: self.session is not session or session.has_pending(), LOOK_SECONDS
+                        lambda: (
+                            self.session is not session
+                            or (session.has_pending() and not self._writing)
+                        ),
+                        LOOK_SECONDS,
                     )
                     if self.session is not session:
                         return
-                with self._writing:
-                    with lock:
-                        buffers = session.pending()
-                    if buffers:
-                        attached.channel.write(buffers)
+                    if self._writing:
+                        continue
+                    self._writing = me
+                    buffers = session.pending()
+                if buffers:
+                    attached.channel.write(buffers)
+                self._writing = 0
         except (HostError, OSError):
             attached.channel.close()
         except Exception as error:  # a dataset's slice() failed while it was being sent
@@ -362,6 +373,9 @@ class Link:
                     call.error = call.error or error
                 self.engine.changed.notify_all()
             attached.channel.close()
+        finally:
+            if self._writing == me:
+                self._writing = 0
 
     def give_up(self, reason: str) -> None:
         """Called by the timekeeper: the host is silent."""

@@ -80,7 +80,7 @@ def bundle(module: ModuleType | str, function: str = "mapfunc") -> Bundle:
         made = _made.get(module.__name__)
         if made is None or made.bundle.module is not module or made.stale():
             made = _made[module.__name__] = _make(module)
-        loaded = [id(sys.modules.get(name)) for name in made.sources]
+        loaded = list(map(id, map(sys.modules.get, made.sources)))
         if loaded != made.loaded:
             made.loaded = loaded
             made.bundle = replace(made.bundle, modules=_loaded(made.sources, module))
@@ -172,7 +172,7 @@ class _Made:
         self.files = {source.path: source.stamp for source in sources}
 
     def stale(self) -> bool:
-        return [_stamp(path) for path in self.files] != list(self.files.values())
+        return list(map(_stamp, self.files)) != list(self.files.values())
 
 
 _lock = threading.RLock()

@@ -598,8 +598,9 @@ def read_again(data):
     return int(found.group(1)), int(found.group(2)), bytes(data[begin:])
 
 
-_ROW = rb"\[[0-9]{1,9},[0-9]{1,9},[0-9]{1,5},[0-9]{1,9}(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?\]"
-_ROWS = re.compile(rb"\[(0|[1-9][0-9]{0,17}),(\[" + _ROW + rb"(?:," + _ROW + rb")*\])\]\Z")
+# of an answer, as JSON: all of it, the slice's number, and the number of its segments
+_DIGITS = rb"(?:0|[1-9][0-9]{0,8})"
+_ROW = re.compile(rb"(\[(N),N,(N),N(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?\])".replace(b"N", _DIGITS))
 
 
 def read_result(data, call):
@@ -614,21 +615,22 @@ def read_result(data, call):
     end = begin + length
     if magic != MAGIC or kind != _KIND_OF[Result] or not count or end > size:
         return None
-    rows = _ROWS.match(data[begin:end])
-    if rows is None or int(rows.group(1)) != call:
-        return None
-    try:
-        tasks, _ = _scan(rows.group(2).decode("ascii"), 0)
-    except (ValueError, StopIteration):
+    header = data[begin:end]
+    rows = _ROW.findall(header)
+    if header != b"[%d,[%s]]" % (call, b",".join([row[0] for row in rows])):
         return None
     segments = []  # type: List[Buffer]
     for length in struct.unpack_from(">%dQ" % count, data, HEAD.size):
         segments.append(bytearray(data[end : end + length]))
         end += length
-    if end != size or sum([row[2] for row in tasks]) != count:
+    if end != size:
+        return None
+    if len(rows) == count and all([row[2] == b"1" for row in rows]):  # as nearly always
+        return [(int(row[1]), [part]) for row, part in zip(rows, segments)]
+    if sum([int(row[2]) for row in rows]) != count:
         return None
     rest = iter(segments)
-    return [(row[0], list(itertools.islice(rest, row[2]))) for row in tasks]
+    return [(int(task), list(itertools.islice(rest, int(many)))) for _, task, many in rows]
 
 
 class Decoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import subprocess
@@ -27,7 +26,6 @@ LONGEST_PAUSE = 4.0  # seconds
 LOOK_SECONDS = 0.1  # between looks whether a wait is to end
 _SMALL = 32 << 10
 _SHORT, _LONG = 60 << 10, 1 << 20  # bytes to be read at a time: of this and that, and of much
-_let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 _IOV_MAX = 512  # the least of all systems' limits is 1024
 
 
@@ -72,6 +70,11 @@ class Channel(ABC):
     @abstractmethod
     def exit_status(self, timeout: float = 2.0) -> int | None:
         """The command's, as far as it is known within timeout; -n when signal n ended it."""
+
+    def lend(self, lent: bool) -> None:
+        """From now on (or no longer) one thread alone calls `poll` and then `read`, and calls
+        `poll` whenever it waits for something. Does not wait."""
+        return
 
     def fileno(self) -> int | None:
         """A descriptor that polls readable when read() would not block, or None."""
@@ -154,7 +157,6 @@ class ProcessChannel(Channel):
         self._close_lock = threading.Lock()
         self._closed = False
         self._wakeful = Wakeful()
-        self._wrote = 0.0
         name = f"{host} stderr"
         self._drain = threading.Thread(target=self._drain_stderr, name=name, daemon=True)
         self._drain.start()
@@ -181,18 +183,15 @@ class ProcessChannel(Channel):
             return 0
 
     def poll(self, seconds: float) -> bool:
-        while time.perf_counter() - self._wrote < self._wakeful.seconds and not self._poll.poll(0):
-            _let_others_run()
-        found = self._closed or bool(self._poll.poll(seconds * 1000))
-        self._wakeful.took(time.perf_counter() - self._wrote)
-        return found
+        return self._wakeful.wait(self._poll.poll, seconds) or self._closed
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         try:
             with self._write_lock:
-                self._wrote = time.perf_counter()
+                began = time.perf_counter()
                 if len(buffers) == 1 and len(buffers[0]) <= _SMALL:
                     self._socket.sendall(buffers[0])  # as nearly always
+                    self._wakeful.asked(began)
                     return
                 left = [memoryview(part).cast("B") for part in buffers if len(part)]
                 while left:

@@ -32,6 +32,7 @@ from jamtasks.transport.base import (
     packets,
     patiently,
 )
+from jamtasks.transport.lending import Lending, packetizer
 from jamtasks.transport.openssh import by_hand
 from jamtasks.transport.ssh_config import Hop, route
 
@@ -105,6 +106,8 @@ class _FabricChannel(Channel):
         self._channel = channel
         self._ready = threading.Event()
         channel.in_buffer.set_event(self._ready)
+        self._packets: Lending = channel.get_transport().packetizer
+        self._lent = False
         self._tail = Tail()
         self._write_lock = threading.Lock()
         # it shares the window with stdout: undrained, a talkative command would hang
@@ -124,12 +127,22 @@ class _FabricChannel(Channel):
             return b""
 
     def poll(self, seconds: float) -> bool:
-        return self._ready.wait(seconds)  # Paramiko's thread needs the time that looking takes
+        packets, ready = self._packets, self._ready
+        while self._lent and not ready.is_set() and packets.borrow():
+            if not packets.wait(seconds):
+                return ready.is_set()
+            packets.read_for(self._channel)
+        return ready.wait(seconds)
+
+    def lend(self, lent: bool) -> None:
+        self._lent = lent
+        if not lent:
+            self._packets.end_lending()
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         import paramiko
 
-        send = self._channel.send
+        send, began = self._channel.send, time.perf_counter()
         try:
             with self._write_lock:
                 for part in packets(buffers):
@@ -138,6 +151,7 @@ class _FabricChannel(Channel):
                         if not sent:
                             raise OSError(errno.EPIPE, "the channel is closed")
                         part = part[sent:]
+                self._packets.asked(began)
         except (OSError, EOFError, paramiko.SSHException) as error:
             lost = HostError(self.host, f"the connection is broken ({_say(error)})", retry=True)
             raise self.cause() or lost from None
@@ -311,7 +325,7 @@ def _say(error: BaseException) -> str:
 def _transport(hop: Hop, sock: Any, **options: Any) -> paramiko.Transport:
     import paramiko
 
-    transport = paramiko.Transport(sock, **options)
+    transport = paramiko.Transport(sock, packetizer_class=packetizer(), **options)
     # its timer is a thread that outlives a handshake that fails, and keeps the program from ending;
     # connect_timeout bounds the handshake, too
     transport.packetizer.start_handshake = lambda timeout: None
