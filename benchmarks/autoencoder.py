@@ -4,16 +4,23 @@ qjam (2010) took 146 / 263 / 997 ms with 1 / 4 / 16 workers and 1k patches, near
 coordination. jam does it in two ways: one slice per worker, and four per worker that hosts combine.
 Peers in the same run, same work, one slice per worker: execnet and mitogen over the same sshd
 (without the compression that they ask ssh for, which makes them slower here); dask and ipyparallel
-over bare TCP, each in a race of its own with the limit: plain pipes to W local processes. Each
-worker's slices are there before the clock starts.
+over bare TCP, each in a race of its own with the limit: plain pipes to W local processes. What of
+the difference is the way through `ssh` shows another limit: W processes behind a bare Python, which
+one `ssh` talks to, and nothing that makes it safe. Each worker's slices are there before the clock
+starts.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import pickle
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy
 
@@ -72,9 +79,65 @@ def jam(transport: str, slices: int = 1, combine: str | None = None) -> Start:
     return start
 
 
+RELAY = """
+import os, pickle, select, socket, sys
+sys.path.insert(0, sys.argv[1])
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import numpy
+from examples.sparse_autoencoder import mapfunc
+size, workers, poll = int(sys.argv[2]), {}, select.epoll()
+for piece in pickle.load(sys.stdin.buffer):
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        ours.close()
+        while theta := theirs.recv(size, socket.MSG_WAITALL):
+            theirs.sendall(mapfunc(numpy.frombuffer(theta), piece))
+        os._exit(0)
+    theirs.close()
+    workers[ours.fileno()] = ours
+    poll.register(ours, select.EPOLLIN)
+length = 8 * len(mapfunc(numpy.zeros(size // 8), piece[:1]))
+while theta := sys.stdin.buffer.read(size):
+    for sock in workers.values():
+        sock.sendall(theta)
+    left = len(workers)
+    while left:
+        for fd, _ in poll.poll():
+            sys.stdout.buffer.write(workers[fd].recv(length, socket.MSG_WAITALL))
+            left -= 1
+        sys.stdout.flush()
+"""
+
+
+def relay(
+    host: common.Host, workers: int, patches: Patches, theta: numpy.ndarray, stack: ExitStack
+) -> Ready:
+    """Bytes of params to a Python behind `ssh`, which passes them on, and the answers back."""
+
+    def ready(count: int) -> Callable[[], object]:
+        root = str(Path(__file__).parents[1])
+        command = shlex.join([sys.executable, "-c", RELAY, root, str(theta.nbytes)])
+        process = subprocess.Popen(host.ssh(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        stack.callback(common.end, process)
+        there, back = process.stdin, process.stdout
+        assert there is not None and back is not None
+        pickle.dump(numpy.array_split(patches[count], workers), there)
+        length = sparse_autoencoder.mapfunc(theta, patches[count][:1]).nbytes
+
+        def go() -> object:
+            there.write(theta.tobytes())
+            there.flush()
+            return sum(numpy.frombuffer(back.read(length)) for _ in range(workers))
+
+        return go
+
+    return ready
+
+
 PIPES = "plain pipes to local processes (limit)"
 CONTENDERS: dict[str, Start] = {
     PIPES: peer("pipes"),
+    "bare Pythons behind a bare one and one `ssh` (limit)": relay,
     "jam, openssh": jam("openssh"),
     "jam, fabric": jam("fabric"),
     "jam, openssh, 4 slices per worker, combined": jam("openssh", 4, "host"),
