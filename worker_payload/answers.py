@@ -31,7 +31,7 @@ def send(replies, kind, wrote, ticket, seconds, segments):
         head = ONE_SEGMENT.pack(kind, wrote, ticket, seconds, 1, len(data))
         replies.sendall(head + data)
         return
-    lengths = [len(part) for part in segments]
+    lengths = list(map(len, segments))
     size = sum(lengths)
     if size >= LARGE and kind == RESULT:
         replies.sendall(ONE_SEGMENT.pack(ASK, 0, ticket, 0.0, 1, SIZE.size) + SIZE.pack(size))

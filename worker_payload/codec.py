@@ -19,7 +19,7 @@ import re
 import struct
 import sys
 import threading
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from worker_payload.arrays import (
     Buffer,
@@ -35,10 +35,11 @@ PROTOCOL = 4  # the newest that Python 3.6 reads
 INLINE = 1024  # arrays up to this many bytes stay in the pickle: a segment would cost more
 ALIGN = 64  # of a segment within a blob
 _BLOB = struct.Struct("<8sQ")
-_FIRST = struct.Struct("<QQ")  # number of segments, length of the first
+_TWO = struct.Struct("<QQQ")  # number of segments, lengths of the first two
 _BLOB_MAGIC = b"jamblob1"
 _MAX_PARTS = 1 << 24
 _FORMS = 64  # of bare arrays that are remembered
+_FORM_BYTES = 256  # of the pickle of such a form
 _ME = "worker_payload.codec"  # where the pickles look for the rebuild functions
 
 
@@ -179,11 +180,10 @@ def encode(obj):
     Raises EncodeError saying what cannot travel."""
     if type(obj) in _PLAIN:
         return [pickle.dumps(obj, PROTOCOL)]
-    bare = _is_bare(obj)
-    if bare:
+    if _pickles and type(obj) is sys.modules["numpy"].ndarray and obj.flags.c_contiguous:
         known = _pickles.get((obj.dtype, obj.shape))
-        if known is not None:
-            return [known, raw_bytes(obj)]
+        if known is not None:  # of numbers, and nothing else
+            return [known, obj.reshape(-1).view("u1").data]
     out = io.BytesIO()
     pickler = pickle.Pickler(out, PROTOCOL)
     table = _encoder.dispatch_table()
@@ -206,7 +206,7 @@ def encode(obj):
     segments[0] = data = out.getvalue()
     if b"numpy" in data:
         _refuse_numpy(data)
-    if bare and len(segments) == 2:
+    if len(segments) == 2 and _is_bare(obj):
         _remember(obj, data)
     return segments
 
@@ -245,7 +245,16 @@ def _refuse_numpy(data):
 # pickle is the same each time too, and need be made and read only once.
 
 _pickles = {}  # type: Dict[Tuple[Any, Tuple[int, ...]], bytes]  # by dtype and shape
-_forms = {}  # type: Dict[bytes, Tuple[Any, Tuple[int, ...], int]]  # dtype, shape, bytes; by pickle
+_forms = {}  # type: Dict[bytes, _Form]  # by pickle
+
+
+class _Form(NamedTuple):
+    """array: numpy's `frombuffer`. size: in bytes."""
+
+    array: Callable[..., Any]
+    dtype: Any
+    shape: Tuple[int, ...]
+    size: int
 
 
 def _is_bare(obj):
@@ -266,18 +275,19 @@ def _remember(array, data):
         _forms.clear()
         _pickles.clear()
     _pickles[array.dtype, array.shape] = data
-    _forms[data] = dtype_from_string(dtype_to_string(array.dtype)), array.shape, array.nbytes
+    dtype = dtype_from_string(dtype_to_string(array.dtype))
+    _forms[data] = _Form(need_numpy().frombuffer, dtype, array.shape, array.nbytes)
 
 
 def _bare(segments):
     # type: (Sequence[Buffer]) -> Any
     """The array in segments, if it is a bare one of a form that we know; else None."""
-    if len(segments) != 2 or len(segments[0]) > 256:
+    if len(segments) != 2 or len(segments[0]) > _FORM_BYTES:
         return None
     form = _forms.get(bytes(segments[0]))
-    if form is None or len(segments[1]) != form[2]:
+    if form is None or len(segments[1]) != form.size:
         return None
-    return need_numpy().frombuffer(segments[1], form[0]).reshape(form[1])
+    return form.array(segments[1], form.dtype).reshape(form.shape)
 
 
 def _learned(value, segments):
@@ -285,7 +295,7 @@ def _learned(value, segments):
     """The value, which was in these segments; if it is a bare array, its form is known then.
 
     Whoever made the pickle: it is one that we would have made ourselves."""
-    if len(segments) == 2 and len(segments[0]) <= 256 and _is_bare(value):
+    if len(segments) == 2 and len(segments[0]) <= _FORM_BYTES and _is_bare(value):
         encode(value)
     return value
 
@@ -399,15 +409,21 @@ def blob_parts(segments):
     return parts
 
 
-def plain_pickle(blob):
-    # type: (bytes) -> Optional[bytes]
-    """The pickle in a blob that holds nothing else and names no global; None for any other blob.
-
-    `pickle.loads` reads it. Most params and small slices are such, and a round is short."""
-    count, length = _FIRST.unpack_from(blob, 8)
-    if count != 1 or b"\x93" in blob:  # STACK_GLOBAL, or a byte that looks like it
-        return None
-    return blob[ALIGN : ALIGN + length]
+def decode_blob(data, writable=False):
+    # type: (Any, bool) -> Any
+    """The object in a blob from someone we trust, as `decode` gives it; at once where it is a plain
+    value, or an array of a form that is known: most params and slices are, and a round is short."""
+    if len(data) >= ALIGN and data[: len(_BLOB_MAGIC)] == _BLOB_MAGIC:
+        count, first, second = _TWO.unpack_from(data, len(_BLOB_MAGIC))
+        if count == 1 and ALIGN + first == len(data) and type(data) is bytes:
+            if b"\x93" not in data:  # it names no global
+                return pickle.loads(data[ALIGN:])
+        elif count == 2 and first <= _FORM_BYTES:
+            begin = 2 * ALIGN + (first - 1) // ALIGN * ALIGN
+            form = _forms.get(bytes(data[ALIGN : ALIGN + first]))
+            if form is not None and second == form.size and begin + second == len(data):
+                return form.array(data, form.dtype, -1, begin).reshape(form.shape)
+    return decode(blob_segments(data), writable=writable)
 
 
 def blob_size(parts):

@@ -12,17 +12,26 @@ import struct
 from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import links, wire
-from worker_payload.answers import ONE_SEGMENT, RESULT
+from worker_payload.answers import ONE_SEGMENT, RESULT, SIZE
 from worker_payload.combining import Combining
 from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
 from worker_payload.wire import ProtocolError
 from worker_payload.worker import LAP
 
 PARAMS_INLINE = 65536
-PASS_BYTES = 64 << 10  # of answers, which do not wait for the rest
+PASS_BYTES = 160 << 10  # of answers, which do not wait for the rest
 _head, _HEAD_SIZE = ONE_SEGMENT.unpack_from, ONE_SEGMENT.size
+_TWO_SIZE = _HEAD_SIZE + SIZE.size  # with two segments
 _SECONDS, _PAYLOAD = operator.itemgetter(2), operator.itemgetter(3)
 LAP_SECONDS = 0.02  # after this, what takes so long is the host's business again
+
+
+def _sizes(data, length):
+    # type: (bytes, int) -> int
+    """Of an answer with two segments: its bytes, by what it says. length: of the first."""
+    if len(data) < _TWO_SIZE:
+        return -1
+    return _TWO_SIZE + length + SIZE.unpack_from(data, _HEAD_SIZE)[0]  # type: ignore[no-any-return]
 
 
 class Lap(object):
@@ -70,12 +79,19 @@ class Lap(object):
             kind, wrote, ticket, seconds, count, length = _head(data)
         except struct.error:
             return False
-        if kind != RESULT or wrote or count != 1 or length != len(data) - _HEAD_SIZE:
+        if kind != RESULT or wrote:
+            return False
+        if count == 1 and length == len(data) - _HEAD_SIZE:
+            payload = [data[_HEAD_SIZE:]]  # type: List[Any]
+        elif count == 2 and _sizes(data, length) == len(data):  # an array, and what it is
+            whole = memoryview(data)
+            payload = [whole[_TWO_SIZE : _TWO_SIZE + length], whole[_TWO_SIZE + length :]]
+        else:
             return False
         if self._open.pop(ticket, None) != worker:
             return False
-        self.answers.append((worker, ticket, seconds, [data[_HEAD_SIZE:]]))
-        self._bytes += length
+        self.answers.append((worker, ticket, seconds, payload))
+        self._bytes += len(data)
         return True
 
     def take(self, worker, answers):

@@ -145,8 +145,7 @@ class _Call(object):
         if self.shared is not None:
             return self.shared[0]
         if type(self.params) is bytes and not self.spans:  # read once, and soon
-            plain = codec.plain_pickle(self.params)
-            return pickle.loads(plain) if plain else read_blob(self.params, self.writable)
+            return read_blob(self.params, self.writable)
         began = time.perf_counter()
         value = read_blob(self.params, self.writable)
         if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
@@ -163,15 +162,11 @@ def map_file(fd, writable):
 def read_blob(source, writable):
     # type: (Any, bool) -> Any
     """The object in a blob given as bytes, as a mapping, or as a descriptor to map privately."""
-    if type(source) is bytes:
-        plain = codec.plain_pickle(source)
-        if plain is not None:
-            return pickle.loads(plain)
     if isinstance(source, Held):
         data = map_file(source.fd, True) if writable else source.mapping()
     else:
         data = bytearray(source) if writable else source
-    return codec.decode(codec.blob_segments(data), writable=writable)
+    return codec.decode_blob(data, writable)
 
 
 class Held(object):

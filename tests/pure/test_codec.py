@@ -518,6 +518,47 @@ def test_damaged_blobs_are_refused_or_another_blob(segments, data):
     assert change == "flip" and sum(map(len, got)) <= len(blob)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize(
+    "value",
+    [
+        7, "x", b"\x93", None, [1, "\x93"], Pair, np.arange(5.0), np.arange(600.0),
+        np.ones((20, 30), ">f4"), np.zeros((0, 3)), np.asfortranarray(np.ones((30, 40))),
+        [np.arange(999.0)], np.ones((4, 5, 6, 7), "c16"), np.ones(700, bool),
+    ],
+    ids=lambda value: str(type(value).__name__),
+)  # fmt: skip
+def test_a_blob_is_read_at_once_or_piece_by_piece(value, kind):
+    blob = kind(b"".join(codec.blob_parts(codec.encode(value))))
+    expected = codec.decode(codec.blob_segments(blob))
+    for _ in range(2):  # forms of arrays are known by then
+        found = codec.decode_blob(blob)
+        assert same(found, expected)
+        if type(found) is np.ndarray:
+            assert found.flags.writeable == expected.flags.writeable
+            assert np.shares_memory(found, np.frombuffer(blob, np.uint8)) == (
+                found.nbytes > codec.INLINE
+            )
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_blob_is_read_as_it_would_be_piece_by_piece(data):
+    value = data.draw(st.sampled_from([12, np.arange(300.0), np.ones((20, 20), "f4")]))
+    blob = bytearray(b"".join(codec.blob_parts(codec.encode(value))))
+    codec.decode_blob(bytes(blob))
+    place = data.draw(st.integers(0, 63))
+    blob[place] ^= data.draw(st.integers(0, 255))
+    for damaged in (bytes(blob), bytes(blob[: data.draw(st.integers(0, len(blob)))])):
+        try:
+            expected = codec.decode(codec.blob_segments(damaged))
+        except DecodeError:
+            with pytest.raises((DecodeError, pickle.UnpicklingError, EOFError, ValueError)):
+                codec.decode_blob(damaged)
+        else:
+            assert same(codec.decode_blob(damaged), expected)
+
+
 def test_arrays_in_a_blob_are_aligned_and_used_where_they_are():
     blob = b"".join(
         codec.blob_parts(codec.encode([np.arange(999.0), "x", np.arange(1000, dtype="c16")]))
