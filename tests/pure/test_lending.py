@@ -13,7 +13,6 @@ import pytest
 from jamtasks.transport.lending import MSG_CHANNEL_DATA, Lending
 
 OURS, OTHER, SOMETHING_ELSE = 3, 4, 93
-MESSAGES = 400  # of a random conversation
 HEAD = struct.Struct(">BIi")
 
 
@@ -210,29 +209,31 @@ def test_whoever_reads_the_order_stays(place, seed):
     said: list[int] = []
     others: list[tuple[int, int]] = []
 
-    def talk() -> None:
-        for number in range(MESSAGES):
-            kind = SOMETHING_ELSE if chance.random() < 0.05 else MSG_CHANNEL_DATA
-            if kind == MSG_CHANNEL_DATA:
-                said.append(number)
+    def talk(count: int) -> None:
+        for number in range(len(said) + len(others), len(said) + len(others) + count):
+            if chance.random() < 0.1:
+                others.append((SOMETHING_ELSE, number))
+                place.say(number, SOMETHING_ELSE)
             else:
-                others.append((kind, number))
-            place.say(number, kind)
+                said.append(number)
+                place.say(number)
 
-    talker = threading.Thread(target=talk)
-    talker.start()
-    lender = random.Random(-seed)
     read = 0
-    while talker.is_alive() or place.packets.wait(0):
-        if place.packets.borrow():
-            for _ in range(lender.randrange(50)):
-                if not place.packets.wait(0.001) or not place.packets.read_for(place.channel):
-                    break
-                read += 1
-        if lender.random() < 0.3:
+    for _ in range(60):
+        if chance.random() < 0.5:
             place.packets.end_lending()
+            talk(chance.randrange(4))
+            continue
+        if not place.packets.borrow():
+            talk(1)  # Paramiko's thread may sit in a read
+            if chance.random() < 0.5:
+                until(place.packets.borrow)
+        talk(chance.randrange(1, 8))
+        for _ in range(chance.randrange(8)):
+            if not place.packets.wait(0.001) or not place.packets.read_for(place.channel):
+                break
+            read += 1
     place.packets.end_lending()
-    talker.join()
-    until(lambda: len(place.channel.data) + len(place.others) == MESSAGES)
+    until(lambda: len(place.channel.data) + len(place.others) == len(said) + len(others))
     assert place.channel.data == said and place.others == others
     assert 0 < read < len(said), "both have read"
