@@ -32,7 +32,7 @@ class Lap:
         self._engine = engine
         self._standing = standing
         self._link, self._session = standing.links[0]
-        self._tasks = standing.given[self._link.label]
+        self._tasks = sorted(standing.given[self._link.label])
         self.call = call
         self.under_way: tuple[int, list[Buffer], float] = 0, [], 0.0  # number, params, since when
         self.became: Call | None = None  # what a lap under way has become
@@ -86,11 +86,11 @@ class Lap:
     def _answers(self, data: Buffer, ident: int) -> list[Answer] | None:
         """In the order of tasks; None if these bytes are anything but all of them."""
         found = wire.read_result(data, ident)
-        if found is None or len(found) != len(self._tasks):
-            return None
-        if {task for task, _ in found} != self._tasks:
+        if found is None:
             return None
         found.sort()
+        if [task for task, _ in found] != self._tasks:
+            return None
         host = self._link.label
         return [(task, host, segments, 0) for task, segments in found]
 

@@ -39,8 +39,9 @@ class Circuit(object):
         self.workers = workers
         self._on_data = on_data
         self._on_answers = on_answers
+        self._ends = dict((io.replies.fileno(), (io.replies.recv, io.number, io)) for io in workers)  # type: Dict[int, Tuple[Callable[[int], bytes], int, WorkerIO]]
         self._partly = {}  # type: Dict[int, WorkerIO]  # whose answers have come in part
-        self._ends = dict((io.replies.fileno(), (io.replies.recv, io)) for io in workers)
+        self._whole = dict(self._ends)  # the others
         self._sends = [(io.sock.send, io) for io in workers]
         self._end = 0.0  # of our patience with the lap under way
 
@@ -56,20 +57,20 @@ class Circuit(object):
         # type: (Callable[[float], List[Tuple[int, int]]], float) -> Todo
         """Laps until then, or until something else happens: what is to be done about that, once the
         host has caught up."""
-        lap, ends, partly = self.lap, self._ends, self._partly
+        lap, whole = self.lap, self._whole
         end = until
         while True:
             found = poll(max(end - time.monotonic(), 0.0))
             if not found:  # it takes long
                 return nothing
             for fd, _ in found:
-                if fd in ends and fd not in partly:
-                    receive, io = ends[fd]
+                if fd in whole:
+                    receive, number, io = whole[fd]
                     try:
                         data = receive(READ)
                     except OSError:
                         return nothing  # to be read again, and told
-                    if lap.hear(io.number, data):
+                    if lap.hear(number, data):
                         continue
                     todo = self._take(fd, io, functools.partial(io.answers_in, data))
                 else:
@@ -136,6 +137,8 @@ class Circuit(object):
             return functools.partial(self._on_answers, io, [])
         if io.at_boundary():
             self._partly.pop(fd, None)
+            self._whole[fd] = self._ends[fd]
         else:
+            self._whole.pop(fd, None)
             self._partly[fd] = io
         return None

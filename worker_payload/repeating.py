@@ -31,7 +31,7 @@ def _sizes(data, length):
     """Of an answer with two segments: its bytes, by what it says. length: of the first."""
     if len(data) < _TWO_SIZE:
         return -1
-    return _TWO_SIZE + length + SIZE.unpack_from(data, _HEAD_SIZE)[0]  # type: ignore[no-any-return]
+    return _TWO_SIZE + length + SIZE.unpack_from(data, _HEAD_SIZE)[0]
 
 
 class Lap(object):

@@ -145,7 +145,9 @@ class _Call(object):
         if self.shared is not None:
             return self.shared[0]
         if type(self.params) is bytes and not self.spans:  # read once, and soon
-            return read_blob(self.params, self.writable)
+            return codec.decode_blob(
+                bytearray(self.params) if self.writable else self.params, self.writable
+            )
         began = time.perf_counter()
         value = read_blob(self.params, self.writable)
         if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
@@ -309,13 +311,13 @@ class Worker(object):
             return  # withdrawn: another worker does it
         began = time.perf_counter()
         try:
-            segments = self._call(call, source, began)
-            kind = answers.RESULT
+            kind, segments = answers.RESULT, self._call(call, source, began)
         except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
             kind = answers.FAILURE
             if os.getpid() == self._pid:
                 self._give_out(call)
-                segments = [marshal.dumps(calls.describe(error) + (self._at,))]
+                at = self._at if call.special else 0
+                segments = [marshal.dumps(calls.describe(error) + (at,))]
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             # a fork of us that came back from the user's code: what it says is nobody's answer
@@ -359,7 +361,6 @@ class Worker(object):
 
     def _call(self, call, source, began):
         # type: (_Call, Any, float) -> List[Any]
-        self._at = 0
         function = call.map or self._load(call)
         if call.special:
             return self._special(call, function, source, began)
@@ -371,6 +372,7 @@ class Worker(object):
     def _special(self, call, function, source, began):
         # type: (_Call, Any, Any, float) -> List[Any]
         """A span, or something whose answer is combined with others; then [] is: not yet."""
+        self._at = 0
         if call.spans:
             return self._span(call, function, read_blob(source, call.writable), began)
         partials = call.partials
