@@ -198,7 +198,8 @@ def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
     matrix = numpy.ones((16, 1 << 19))  # 64 MiB in slices of 4 MiB
     # long enough that the other host has not done all of it before this one counts as lost
     name = module(
-        "import time\ndef mapfunc(params, rows):\n    time.sleep(0.4)\n    return float(rows.sum())\n"
+        "import time\ndef mapfunc(params, rows):\n"
+        "    time.sleep(0.4)\n    return float(rows.sum())\n"
     )
     pids = []
     with Master(specs, settings=lab.settings(dead_after=3.0, connect_timeout=3.0)) as master:
