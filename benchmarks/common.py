@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jamtasks import HostSpec
+from jamtasks import HostSpec, remembered
 from tests.live import sshd
 
 from . import peers
@@ -141,6 +141,7 @@ def host(name: str = "bench") -> Iterator[Host]:
             else:
                 os.environ[name] = value
         made.stop()
+        remembered.forget("default", [made.name], time.time())
         shutil.rmtree(folder, ignore_errors=True)
 
 

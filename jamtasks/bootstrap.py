@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jamtasks import archive, loader, transport
+from jamtasks import archive, loader, remembered, transport
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.transport import Attempt, Channel
@@ -82,7 +82,9 @@ def attach(
 
     attempt: by which another thread can end this at once, and the channel later. Raises HostError,
     HostKeyError or AuthenticationError with the true reason."""
-    return _start(spec, settings, project, "attach", attempt or Attempt(spec.label))
+    attached = _start(spec, settings, project, "attach", attempt or Attempt(spec.label))
+    remembered.remember(project, spec)
+    return attached
 
 
 def command(

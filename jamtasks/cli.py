@@ -214,8 +214,8 @@ def bootstrap(
     auto_shortflags=False,
     help={
         **HOSTS,
-        "hosts": "Names with commas; default: where workers were hired, and all of "
-        "hosts.yaml, else this machine.",
+        "hosts": "Names with commas; default: where workers were hired, all of hosts.yaml, else "
+        "this machine, and where map calls from here have been.",
         "jobs": "Only the workers that run jobs.",
         "map": "Only the agents of map calls.",
         "drain": "Let each worker end the job it runs.",

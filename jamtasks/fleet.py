@@ -5,6 +5,7 @@ A host that fails is a row that says why; it never keeps the others from being d
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import queue
 import socket
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker_payload import wire
 
-from . import presence
+from . import presence, remembered
 from .errors import HostError, JamError
 from .job_report import HireReport, HireRow
-from .report import BootstrapReport, BootstrapRow, FireReport, FireRow
+from .report import BootstrapReport, BootstrapRow, FireReport, FireRow, duration
 from .session import Session
 
 if TYPE_CHECKING:
@@ -135,9 +136,26 @@ def fire(
     def failed(spec: HostSpec, error: Exception, seconds: float) -> FireRow:
         return FireRow(spec.label, None, None, reason(error), None)
 
+    began = time.time()
     if agents:  # first, so that masters here take the ends of these agents for what they are
         presence.tell(project, "fire", [spec.label for spec in specs])
-    return FireReport(project, tuple(_everywhere(specs, one, failed)))
+    rows = _everywhere(specs, one, failed)
+    if agents:
+        remembered.forget(project, [row.name for row in rows if row.clean], began)
+    return FireReport(project, tuple(rows))
+
+
+def missed(project: str, row: FireRow, used: float) -> FireRow:
+    """The row of a host that could not be asked, and is merely remembered, with what becomes of it.
+
+    used: when it was last. After a day it is forgotten, for agents end by themselves when nobody
+    has been there for a quarter of an hour; until then it may be the network that is away."""
+    now = time.time()
+    said = f"used {duration(max(0.0, now - used))} ago; it is asked for a day"
+    if now - used > remembered.KEPT:
+        remembered.forget(project, [row.name], used)
+        said = "not used for a day; it will not be asked again"
+    return dataclasses.replace(row, note=f"{row.note} ({said})")
 
 
 def greet(attached: Attached, spec: HostSpec, project: str) -> wire.Welcome:

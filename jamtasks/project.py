@@ -24,7 +24,7 @@ from worker_payload.jobs import files as job_files
 from worker_payload.jobs import names, steps
 from worker_payload.jobs.files import Files, Trouble
 
-from . import fleet, folding, submission, sweep
+from . import fleet, folding, remembered, submission, sweep
 from . import parameters as parsing
 from . import resume as resuming
 from . import settings as configured
@@ -215,10 +215,12 @@ class Project:
         """End the project's workers; claims go back to the queue. Returns what is proven of each
         host.
 
-        hosts: None: all where workers were hired, and with agents all that are configured. drain:
-        let each end its current job. agents: the map plane's agents of this project too."""
+        hosts: None: all where workers were hired, and with agents all that are configured, and
+        those to which map calls or `bootstrap` on this machine brought one. drain: let each end
+        its current job. agents: the map plane's agents of this project too."""
         loaded = self.settings()
         hired = self._hired()
+        used: dict[str, float] = {}  # hosts that are merely remembered, and when they were used
         strangers: list[FireRow] = []
         if hosts is not None:
             specs = list(loaded.select(hosts))
@@ -231,6 +233,11 @@ class Project:
                     found.setdefault(label, self._spec(loaded, label))
                 except SettingsError as error:
                     strangers.append(FireRow(label, None, None, error.message, None))
+            for spec, when in remembered.hosts(self.name) if agents else ():
+                if spec.label not in found:
+                    used[spec.label] = when
+                    password = loaded.fallback.password
+                    found[spec.label] = dataclasses.replace(spec, password=password)
             specs = list(found.values())
         specs = [self._specs.get(spec.label, spec) for spec in specs]
         if workers:  # first, so that no dispatcher hires them again
@@ -239,7 +246,13 @@ class Project:
             if left != hired:
                 self._write(names.HIRED, json.dumps(left, indent=1))
         report = fleet.fire(loaded, specs, self.name, agents=agents, workers=workers, drain=drain)
-        return dataclasses.replace(report, hosts=(*report.hosts, *strangers))
+        rows = [
+            fleet.missed(self.name, row, used[row.name])
+            if row.left is None and row.name in used
+            else row
+            for row in report.hosts
+        ]
+        return dataclasses.replace(report, hosts=(*rows, *strangers))
 
     # --- the sweep ------------------------------------------------------------------------------
 

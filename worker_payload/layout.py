@@ -184,6 +184,25 @@ def news_name(project):
     return "news.%s.jsonl" % project
 
 
+def reached_name(project, digest):
+    # type: (str, str) -> str
+    """A host to which a master on this machine has brought the project, and the way there."""
+    return "reached.%s.%s.json" % (project, digest)
+
+
+def reached_names(run, project):
+    # type: (RunDir, str) -> List[str]
+    import re
+
+    wanted = re.compile(r"reached\.%s\.[0-9a-f]{16}\.json\Z" % re.escape(project))
+    return sorted(name for name in os.listdir(run.path) if wanted.match(name))
+
+
+def reached_digest(path):
+    # type: (str) -> str
+    return path.rsplit(".", 2)[1]
+
+
 def screen_name(project, role="agent"):
     # type: (str, str) -> str
     return "jam.%s.%s" % (project, role)

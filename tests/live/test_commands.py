@@ -199,6 +199,19 @@ def test_bootstrap_then_fire(shell):
     )
 
 
+def test_fire_alone_ends_the_agent_here_that_the_hosts_file_leaves_out(shell):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        (shell.folder / "hosts.yaml").write_text(f'hosts: ["{where}"]\n')
+        assert shell.jam("map", "examples.multiply_sum", "--hosts", "localhost")[0] == 0
+        assert shell.agents()
+        code, _, err = shell.jam("fire")
+    assert code == 1
+    assert "nothing is left on 1 host; not proven for 127.0.0.1" in err
+    assert not shell.agents()
+
+
 def test_fire_ends_no_other_project(shell):
     (shell.folder / "hosts.yaml").write_text("hosts: {localhost: {keep: true}}\n")
     assert shell.jam("bootstrap", "--project", "ab")[0] == 0
@@ -434,6 +447,39 @@ def test_bootstrap_map_and_fire_on_two_hosts(two):
         {"name": "lab1", "ended": 1, "left": 0},
         {"name": "lab2", "ended": 1, "left": 0},
     ]
+    assert not two.agents()
+
+
+def test_fire_alone_ends_what_named_hosts_were_given(two):
+    """No file names them; the environment that led there is not needed any more either."""
+    assert two.inv("bootstrap", "--hosts", "lab1,lab2*2")[0] == 0
+    code, out, err = two.inv("map", "examples.sum_matrix", "--hosts", "lab1,lab2")
+    assert code == 0, err
+    assert two.agents()
+    elsewhere = {"JAM_SSH_CONFIG": "", "JAM_TRANSPORT": ""}
+    code, out, err = two.jam("fire", "--json", "--project", "other", **elsewhere)
+    assert [host["name"] for host in json.loads(out)["hosts"]] == ["localhost"], err
+    code, out, err = two.jam("fire", **elsewhere)
+    assert code == 0, (out, err)
+    assert re.search(r"^lab1 +1 +0 .*^lab2 +1 +0 ", out, re.MULTILINE | re.DOTALL)
+    assert err == 'Ended 2 agents in project "default"; nothing is left.\n'
+    assert not two.agents()
+    code, out, err = two.jam("fire", "--json", **elsewhere)
+    assert [host["name"] for host in json.loads(out)["hosts"]] == ["localhost"], err
+
+
+def test_fire_alone_ends_what_a_program_started(two):
+    script = str(ROOT / "examples" / "newton_sqrt.py")
+    assert two.run(sys.executable, script, "2", "lab1", "lab2")[0] == 0
+    assert two.agents()
+    two.lab.hosts["lab2"].stop()
+    code, out, err = two.inv("fire")
+    assert code == 1
+    assert re.search(r"^lab2 +\? +not proven .*refused.*; it is asked for a day", out, re.MULTILINE)
+    assert "nothing is left on 2 hosts; not proven for lab2." in err
+    two.lab.hosts["lab2"].start()
+    code, out, err = two.inv("fire", "--json")
+    assert (code, [host["name"] for host in json.loads(out)["hosts"]]) == (0, ["localhost", "lab2"])
     assert not two.agents()
 
 

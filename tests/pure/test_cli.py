@@ -412,8 +412,9 @@ def test_list_and_version(jam):
 
 
 @pytest.fixture
-def rows(monkeypatch):
+def rows(monkeypatch, tmp_path):
     """rows(bootstrap=[...], fire=[...]): what the fleet shall answer."""
+    monkeypatch.setenv("JAM_RUN_DIR", str(tmp_path / "run"))  # nobody's hosts are remembered here
 
     def answer(bootstrap=(), fire=()):
         found = report.BootstrapReport(tuple(bootstrap))

@@ -19,7 +19,7 @@ LAYERS = {
     "combining": 1.1, "reduction": 1, "treefold": 1.1, "screens": 1,
     "report": 1, "call_report": 1.1, "parameters": 1, "job_report": 1.1, "joblog": 1.2, "ledger": 2,
     "folding": 2, "submission": 3, "resume": 3.1, "sweep": 3,
-    "presence": 1, "archive": 2, "transport": 2,
+    "presence": 1, "remembered": 1, "archive": 2, "transport": 2,
     "loader": 2, "bootstrap": 3, "logins": 3.2,
     "encoding": 2, "printing": 1, "spans": 1, "link": 3.5, "rounds": 3.6, "calls": 3.8,
     "laps": 4.2, "outcome": 3.9, "answering": 3.9, "sending": 3.95, "engine": 4, "feeding": 4.5,
