@@ -108,7 +108,7 @@ with LocalCluster() as cluster:
 
 def jam_command() -> float:
     """One line does it all: submit, hire, dispatch, fire."""
-    words = [sys.executable, "-c", "from jamtasks.cli import main; main()", "dispatch"]
+    words = [sys.executable, "-c", "from jamtasks.start import main; main()", "dispatch"]
     words += ["--exe", "/bin/true", "--repeat", str(JOBS), "--hire", str(WORKERS), "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return JOBS / timed(words, env=environment)

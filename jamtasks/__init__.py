@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # type checkers know the name; `typing` would take longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from .datasets import (
         BaseDataSet,
         DataSet,
@@ -92,7 +92,9 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{home}", __name__), name)
+    from importlib import import_module
+
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,7 @@
 Results go to stdout, everything else to stderr. Exit codes: 0 all well, 1 some of the user's work
 failed, 2 wrong use or settings, 3 no host could be reached, 130 interrupted.
 
-`namespace` is the collection; `main` is the program `jam`.
+`namespace` is the collection; `program` is that of the command `jam`.
 """
 
 from __future__ import annotations
@@ -298,8 +298,3 @@ def program() -> JamProgram:
     from . import __version__
 
     return JamProgram(name="jam", binary="jam", namespace=namespace, version=__version__)
-
-
-def main() -> None:
-    """The command `jam`: the same tasks, wherever one is."""
-    program().run()

@@ -11,9 +11,8 @@ from typing import Any
 
 from invoke.exceptions import Exit
 
+from . import interrupts
 from .errors import JamError, TaskFailed, UsageError
-
-INTERRUPTED = 130
 
 
 def command(body: Callable[..., int | None]) -> Callable[..., None]:
@@ -24,11 +23,12 @@ def command(body: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(body)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            _check_streams()
-            code = body(*args, **kwargs) or 0
+            with interrupts.raised():
+                _check_streams()
+                code = body(*args, **kwargs) or 0
         except KeyboardInterrupt:
-            note("interrupted")
-            code = INTERRUPTED
+            note(interrupts.WORD)
+            code = interrupts.INTERRUPTED
         except Exit:
             raise
         except Exception as error:

@@ -15,7 +15,7 @@ from sshd import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 INV = [sys.executable, "-m", "invoke"]
-JAM = [sys.executable, "-c", "from jamtasks.cli import main; main()"]
+JAM = [sys.executable, "-c", "from jamtasks.start import main; main()"]
 SECONDS = 60
 
 
@@ -384,6 +384,64 @@ def test_ctrl_c_is_130_and_ends_the_work(shell):
     assert "Traceback" not in err
 
 
+# Loaded by Python itself, before anything else: writes down what the main thread imports, and sends
+# the process a SIGINT as it imports one of these modules.
+INTERRUPTING = """
+import atexit, os, signal, sys, threading
+
+at = os.environ["INTERRUPT_AT"]
+log = os.environ.get("IMPORTS")
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if "jamtasks" in sys.modules and threading.current_thread() is threading.main_thread():
+            if name == at:
+                interrupt()
+            if log:
+                with open(log, "a") as file:
+                    file.write(name + "\\n")
+
+sys.meta_path.insert(0, Finder)
+if at == "the end":
+    atexit.register(lambda: "jamtasks" in sys.modules and interrupt())
+"""
+
+
+@pytest.fixture
+def interrupted(shell):
+    """Runs a command, which gets SIGINT as it imports the module `at`: (exit code, stderr)."""
+    (shell.folder / "sitecustomize.py").write_text(INTERRUPTING)
+
+    def run(at, *words, **options):
+        path = os.pathsep.join([str(shell.folder), str(ROOT)])
+        code, _, err = shell.run(*words, PYTHONPATH=path, INTERRUPT_AT=at, **options)
+        return code, err
+
+    return run
+
+
+def test_ctrl_c_is_130_at_any_moment(two, interrupted):
+    name = two.module("good", "dataset = [1, 2]\ndef mapfunc(p, d): return sum(d)\n")
+    words = [*JAM, "map", name, "--quiet", "--hosts", "lab1"]
+    log = two.folder / "imports"
+    assert interrupted("", *words, IMPORTS=str(log)) == (0, "")
+    modules = list(dict.fromkeys(log.read_text().split()))
+    modules = modules[modules.index("jamtasks.interrupts") :]
+    assert "invoke.program" in modules and "jamtasks.master" in modules
+    ours = ["jamtasks.interrupts", "jamtasks.cli", "jamtasks.logins", "jamtasks.master"]
+    for at in dict.fromkeys([*ours, *modules[:: len(modules) // 6], "the end"]):
+        assert (at, *interrupted(at, *words)) == (at, 130, "interrupted\n")
+
+
+def test_ctrl_c_is_130_from_the_tasks_file_on(interrupted):
+    words = [*INV, "map", "examples.multiply_sum", "--quiet"]
+    for at in ("jamtasks.cli", "jamtasks.words", "jamtasks.arguments", "the end"):
+        assert (at, *interrupted(at, *words, cwd=ROOT)) == (at, 130, "interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("closed", "code"), [("<&-", 0), ("2>&-", 0), (">&-", 2), ("<&- 2>&- >&-", 2)]
 )
@@ -544,6 +602,15 @@ def test_as_a_collection_of_another_project(shell):
     code, out, err = shell.run(*INV, "jam.map", "examples.multiply_sum")
     assert code == 0, err
     assert "150015000" in out
+
+
+def test_ctrl_c_is_the_business_of_the_program_that_imports_us(shell):
+    program = (
+        "import signal, jamtasks, jamtasks.cli\n"
+        "for name in jamtasks.__all__: getattr(jamtasks, name)\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    assert shell.run(sys.executable, "-c", program) == (0, "True\n", "")
 
 
 def test_import_costs_little(shell):

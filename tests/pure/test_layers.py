@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A module imports only modules with a lower number (of its own package).
 LAYERS = {
-    "errors": 0, "settings": 0.5,
+    "errors": 0, "interrupts": 0, "settings": 0.5,
     "slices": 0.5, "filesets": 0.6, "imports": 0.5, "stand_in": 0.5,
     "datasets": 1, "modules": 1, "session": 1, "holding": 0.9, "scheduler": 1,
     "combining": 1.1, "reduction": 1, "treefold": 1.1, "screens": 1,
@@ -26,7 +26,7 @@ LAYERS = {
     "dispatch": 4, "master": 5, "fleet": 5, "project": 5.05, "via_jobs": 5.06,
     "arguments": 5.1, "words": 5.1, "progress": 5.1, "console": 5.2, "job_progress": 5.2,
     "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,
-    "cli": 6,
+    "cli": 6, "start": 7,
 }  # fmt: skip
 SHARED = {
     "wire",
