@@ -377,7 +377,8 @@ class _Talk:
             if len(self.noise) + len(self.buffer) > MAX_NOISE + (1 << 16) * (at >= 0):
                 raise HostError(
                     self._spec.label,
-                    f"its start-up files print without end: {_excerpt(self.noise + self.buffer)}",
+                    f"its start-up files print more than {MAX_NOISE >> 10} kB before they let a "
+                    f"command run: {_excerpt(self.noise + self.buffer)}",
                     "see what `ssh HOST true` prints, and make start-up files quiet without a tty",
                 )
             data = self.channel.read(1 << 16)

@@ -60,7 +60,7 @@ def live(c: Context, select: str | None = None) -> int:
 @command
 def lint(c: Context, fix: bool = False) -> int:
     """Format and style, by ruff."""
-    root = find_root()
+    root = find_root("ruff and mypy")
     check = ["ruff", "check"] + (["--fix"] if fix else [])
     form = ["ruff", "format"] + ([] if fix else ["--check"])
     return _tool(root, check) | _tool(root, form)
@@ -70,7 +70,7 @@ def lint(c: Context, fix: bool = False) -> int:
 @command
 def types(c: Context) -> int:
     """Types, by mypy."""
-    return _tool(find_root(), ["mypy"])
+    return _tool(find_root("ruff and mypy"), ["mypy"])
 
 
 PEERS = ("execnet", "mitogen", "distributed", "asyncssh", "ipyparallel", "joblib")
@@ -107,7 +107,7 @@ def bench(c: Context, name: str | None = None, debug: bool = False) -> int:
     """Measure against other tools, on an sshd of its own; print tables for RESULTS.md."""
     if name is not None and name not in BENCHMARKS:
         raise UsageError(f"there is no benchmark {name!r}", f"known are {', '.join(BENCHMARKS)}")
-    root = find_root()
+    root = find_root("benchmarks")
     install_missing()
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if absent:
@@ -122,13 +122,17 @@ def bench(c: Context, name: str | None = None, debug: bool = False) -> int:
 dev = Collection("dev", pure, live, lint, types)
 
 
-def find_root() -> Path:
-    """The checkout this code is in, or the one around the current folder. Raises UsageError."""
+def find_root(what: str = "tests") -> Path:
+    """The checkout this code is in, or the one around the current folder.
+
+    Raises UsageError: what needs one."""
     here = Path.cwd()
     for folder in (Path(__file__).parent.parent, here, *here.parents):
         if (folder / "tests" / "pure").is_dir() and (folder / "jamtasks").is_dir():
             return folder
-    raise UsageError("jam's tests are not here", "go to a checkout of jam: they are not installed")
+    raise UsageError(
+        f"{what} need a checkout of jam, and this is none", "go to one: they are not installed"
+    )
 
 
 def install_missing() -> None:

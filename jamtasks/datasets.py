@@ -52,7 +52,7 @@ class ListDataSet(Cut):
         super().__init__(slice_size)
         if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
             raise DataSetError(
-                f"cannot cut a {type_name(items)} into items", "give a list or tuple"
+                f"cannot cut data of type {type_name(items)} into items", "give a list or tuple"
             )
         self._items = items if isinstance(items, (tuple, range)) else list(items)
 
@@ -212,7 +212,7 @@ def _shared(data: Any) -> BaseDataSet:
 def _pick(data: Any, options: dict[str, Any]) -> Any:
     if isinstance(data, BaseDataSet):
         if options:
-            raise DataSetError(f"a {type_name(data)} takes no more options")
+            raise DataSetError(f"{type_name(data)} takes no more options")
         return data
     if _is_array(data):
         return NumpyMatrixDataSet(data, **options)
@@ -224,7 +224,7 @@ def _pick(data: Any, options: dict[str, Any]) -> Any:
         hint = "give list(x): it has no order of its own, or none that lasts"
     else:
         hint = "give a list, an array, the name of a file, or a subclass of BaseDataSet"
-    raise DataSetError(f"cannot cut a {type_name(data)} into slices", hint)
+    raise DataSetError(f"cannot cut data of type {type_name(data)} into slices", hint)
 
 
 def _pick_files(name: str, options: dict[str, Any]) -> BaseDataSet:
@@ -259,7 +259,7 @@ def _array(matrix: Any) -> Any:
     try:
         array = np.asanyarray(matrix)
     except ValueError as error:
-        raise DataSetError(f"a {type_name(matrix)} that is no array: {error}") from error
+        raise DataSetError(f"data of type {type_name(matrix)} that is no array: {error}") from error
     if not array.ndim:
         raise DataSetError(f"cannot cut a single value ({type_name(matrix)}) into slices")
     return array

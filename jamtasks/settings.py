@@ -406,7 +406,9 @@ def _yaml(text: str, path: Path, environment: Mapping[str, Any]) -> Settings:
     sections: dict[str, Any] = {}
     for name, key, value in file.items(root, path.name):
         if name not in _TOP:
-            raise file.error(key, f"unknown key {name!r}", _similar(name, _TOP))
+            below = "a host" if name == "name" else "`defaults:` or a host"
+            hint = f"it goes below {below}" if name in _KEYS else _similar(name, _TOP)
+            raise file.error(key, f"unknown key {name!r} at the top", hint)
         sections[name] = value
     defaults = _settings_of(file, sections.get("defaults"), "defaults", without=("name",))
     hosts: list[HostSpec] = []

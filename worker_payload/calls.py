@@ -133,10 +133,12 @@ def describe(error):
     # type: (BaseException) -> Tuple[str, str, str]
     """(qualified type name, message, traceback as text) of an exception that user code raised.
 
-    The frames of our own files are left out."""
+    The frames of our own files are left out; our own types are named without their module."""
     cls = type(error)
     name = getattr(cls, "__qualname__", cls.__name__)
-    if cls.__module__ not in ("builtins", None):
+    if cls.__module__ not in ("builtins", None) and not cls.__module__.startswith(
+        "worker_payload."
+    ):
         name = "%s.%s" % (cls.__module__, name)
     try:
         message = str(error)

@@ -554,7 +554,8 @@ def _dial(
         found = _look_up(hop, attempt)
     except (OSError, UnicodeError) as error:
         hint = "is it spelled right, and in DNS, /etc/hosts or ssh_config?"
-        raise HostError(label, f"{hop.host}: {_say(error)}", hint, retry=True) from None
+        other = "" if hop.host == hop.spec.name else f"{hop.host}: "  # by ssh_config
+        raise HostError(label, f"{other}{_say(error)}", hint, retry=True) from None
     failures = []
     timeout = settings.connect_timeout
     for family, kind, protocol, _, address in found:

@@ -119,7 +119,7 @@ def test_much_noise(ssh, lab, attach):
 def test_endless_noise_is_shown(ssh, lab):
     host = lab.host()
     (host.home / ".bashrc").write_text("exec yes spam\n")
-    refused(lab.spec(host, ssh), lab, "lab1", "print without end", "spam | spam")
+    refused(lab.spec(host, ssh), lab, "lab1", "print more than 64 kB", "spam | spam")
 
 
 def test_a_login_shell_that_refuses(ssh, lab):

@@ -243,6 +243,14 @@ def test_no_such_host(ssh, lab):
     fails(HostError, spec, lab.settings(), "no-such-host.invalid", "not known")
 
 
+def test_a_name_that_is_not_known_is_said_once(lab):
+    lab.write_ssh_config("Host far\n  HostName elsewhere.invalid\n")
+    error = fails(HostError, lab.spec("far", "fabric"), lab.settings(), "not known")
+    assert error.message.startswith("far: elsewhere.invalid: ")
+    error = fails(HostError, lab.spec("nowhere.invalid", "fabric"), lab.settings(), "not known")
+    assert error.message.count("nowhere.invalid") == 1
+
+
 def test_a_host_that_never_answers(ssh, lab):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

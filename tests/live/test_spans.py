@@ -68,7 +68,8 @@ def test_an_answer_that_cannot_travel_is_that_of_its_slice(here, module):
     name = module("def mapfunc(_, items):\n    return (lambda: 0) if items[0] == 1234 else 1\n")
     with pytest.raises(TaskFailed) as caught:
         here.run(name, None, list(range(3000)), slice_size=1)
-    assert caught.value.slice == 1234 and "cannot travel" in caught.value.detail
+    assert caught.value.slice == 1234 and caught.value.type == "EncodeError"
+    assert caught.value.detail.startswith("the result of mapfunc cannot travel: ")
     name = module("def mapfunc(_, items):\n    return len if items[0] == 1234 else 1\n")
     with pytest.raises(TaskFailed, match=r"is refused: builtins\.len is not accepted") as caught:
         here.run(name, None, list(range(3000)), slice_size=1)

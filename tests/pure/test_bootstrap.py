@@ -165,7 +165,7 @@ def test_much_noise_is_skipped_and_more_is_an_error():
     done, _ = talk("x" * bootstrap.MAX_NOISE, f"{MARK}:R\n")
     assert len(done.noise) == bootstrap.MAX_NOISE
     told = refused(*["spam spam\n" * 1000] * 10_000)
-    assert "print without end" in told
+    assert "print more than 64 kB before they let a command run: " in told
     assert "spam spam" in told
 
 

@@ -392,6 +392,13 @@ def test_bench_may_be_called_without_a_name():
     assert not [argument.name for argument in checkout.bench.get_arguments() if argument.positional]
 
 
+def test_bench_outside_a_checkout(jam, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkout, "__file__", str(tmp_path / "jamtasks" / "checkout.py"))
+    two_lines(jam("bench"), 2, "benchmarks need a checkout of jam")
+    two_lines(jam("test"), 2, "tests need a checkout of jam")
+
+
 def test_every_benchmark_can_be_named():
     folder = checkout.find_root() / "benchmarks"
     run_by_others = {"delay"}

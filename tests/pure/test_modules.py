@@ -1,6 +1,7 @@
 """Bundles: what is sent with a module, what is asked for, and what an edit changes."""
 
 import importlib
+import json
 import sys
 import types
 
@@ -413,6 +414,15 @@ def test_what_is_no_module_to_map(write):
     ]:
         with pytest.raises(ModuleError, match=words):
             modules.bundle(name)
+
+
+def test_only_types_of_others_are_named_with_their_module():
+    for error, name in [
+        (codec.EncodeError("x"), "EncodeError"),
+        (json.JSONDecodeError("x", "y", 0), "json.decoder.JSONDecodeError"),
+        (ValueError("x"), "ValueError"),
+    ]:
+        assert calls.describe(error)[0] == name
 
 
 def test_resolve(write):

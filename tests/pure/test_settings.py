@@ -189,6 +189,11 @@ def test_bad_transport_in_the_environment():
     ("text", "complaint"),
     [
         ("hosts: {}\nhots: {}\n", ":2: unknown key 'hots'.*did you mean 'hosts'"),
+        (
+            "hosts: {}\nssh_config: x\n",
+            ":2: unknown key 'ssh_config' at the top.*`defaults:` or a host$",
+        ),
+        ("name: x\n", ":1: unknown key 'name' at the top.*below a host$"),
         ("hosts:\n  a:\n    wrokers: 3\n", ":3: unknown key 'wrokers' in a.*'workers'"),
         ("hosts:\n  a:\n  b:\n  a: {workers: 2}\n", ":4: a stands twice in hosts, first on line 2"),
         ("hosts:\n  a:\n  me@a:\n", ":3: host a stands twice, first on line 2"),
