@@ -41,7 +41,7 @@ class Call:
     over: bool = False
     head_only: int | None = None  # the fold is full: hand out nothing but this task
     begun: set[Session] = field(default_factory=set)  # those that have the Begin
-    named: dict[str, int] = field(default_factory=dict)  # host -> bytes of slices named to it
+    named: dict[str, int] = field(default_factory=dict)  # host -> bytes of blobs named to it
     sent: dict[str, int] = field(default_factory=dict)
     finished_by: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

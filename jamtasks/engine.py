@@ -399,7 +399,7 @@ class Engine(Sending):
             link.flush(session)
 
     def _count_sent(self, call: Call, link: Link, session: Session) -> None:
-        sent = session.sent_slices(call.id)
+        sent = session.sent_blobs(call.id)
         call.sent[link.label] = call.sent.get(link.label, 0) + sent
 
     def handle(self, link: Link, session: Session, message: Any, now: float) -> None:

@@ -33,8 +33,8 @@ class HostReport:
     """One host in a run. state: "up", "lost" (it answered, then no more), "unreachable", or
     another word that its note explains.
 
-    tasks: answers that came from it. bytes_sent: dataset, params and code bytes sent to it.
-    bytes_cached: bytes it had already."""
+    tasks: answers that came from it. bytes_sent: bytes of data, code and long params (above 32
+    KiB; shorter ones travel with the call) sent to it. bytes_cached: of these it had already."""
 
     name: str
     state: str

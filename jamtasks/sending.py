@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker_payload import wire
@@ -63,7 +64,7 @@ class Sending(Answering):
                 if link.session is not session or call.over:
                     return
                 if isinstance(action, plan.Yield):
-                    self._begin(call, session)  # its tasks may still be on their way to us
+                    self._begin(call, link, session)  # its tasks may still be on their way to us
                     session.send(wire.Yield(call.id))
                 else:
                     call.asked_back = True
@@ -102,10 +103,9 @@ class Sending(Answering):
         with self.lock:
             if link.session is not session or call.over:
                 return
-            self._begin(call, session)
+            self._begin(call, link, session)
             for ref in refs:
-                if session.offer(call.id, ref.digest, ref.size, ref.parts, of_slice=True):
-                    call.named[link.label] = call.named.get(link.label, 0) + ref.size
+                if self._offer(call, link, session, ref.digest, ref.size, ref.parts):
                     link.holds[ref.digest] = None
             while len(link.holds) > HOLDS_MAX:
                 del link.holds[next(iter(link.holds))]
@@ -128,7 +128,7 @@ class Sending(Answering):
         with self.lock:
             if link.session is not session or call.over:
                 return
-            self._begin(call, session)
+            self._begin(call, link, session)
             self._send_inline(call, link, session, tasks, segments, sum(map(len, segments)))
             if action.last:
                 session.send(wire.Yield(call.id))
@@ -139,7 +139,7 @@ class Sending(Answering):
         with self.lock:
             if link.session is not session or call.over or call.spans is None:
                 return
-            self._begin(call, session)
+            self._begin(call, link, session)
             tasks: list[list[Any]] = []
             segments: list[Buffer] = []
             size = 0
@@ -153,8 +153,7 @@ class Sending(Answering):
                     size += span.size
                 else:
                     given = span.digest
-                    if session.offer(call.id, given, span.size, span.blob, of_slice=True):
-                        call.named[link.label] = call.named.get(link.label, 0) + span.size
+                    self._offer(call, link, session, span.digest, span.size, span.blob)
                 tasks.append([task, given, None])
                 if size > SEND_AFTER_BYTES:
                     self._send_inline(call, link, session, tasks, segments, size)
@@ -174,12 +173,27 @@ class Sending(Answering):
     ) -> None:
         session.send(wire.Task(call.id, tasks, segments))
         call.named[link.label] = call.named.get(link.label, 0) + size
-        sent = session.slice_bytes_sent
+        sent = session.bytes_sent
         sent[call.id] = sent.get(call.id, 0) + size
 
-    def _begin(self, call: Call, session: Session) -> None:
+    def _begin(self, call: Call, link: Link, session: Session) -> None:
         if session not in call.begun:
             call.begun.add(session)
             for digest, size, parts in call.blobs:
-                session.offer(call.id, digest, size, parts, of_slice=False)
+                self._offer(call, link, session, digest, size, parts)
             session.send(call.begin)
+
+    def _offer(
+        self,
+        call: Call,
+        link: Link,
+        session: Session,
+        digest: str,
+        size: int,
+        parts: Callable[[], Sequence[Buffer]],
+    ) -> bool:
+        """The next message names this blob, which the host may have. True the first time."""
+        new = session.offer(call.id, digest, size, parts)
+        if new:
+            call.named[link.label] = call.named.get(link.label, 0) + size
+        return new

@@ -60,7 +60,6 @@ class Source:
     size: int
     parts: Callable[[], Sequence[Buffer]]
     calls: set[int]
-    of_slice: bool
 
 
 class Session:
@@ -80,7 +79,7 @@ class Session:
         self._window = WINDOW_MIN
         self._credited: deque[tuple[float, int]] = deque()
         self._credited_sum = 0
-        self.slice_bytes_sent: dict[int, int] = {}
+        self.bytes_sent: dict[int, int] = {}  # of blobs, by call
         self.send(hello)
 
     # --- in --------------------------------------------------------------------------------
@@ -136,10 +135,9 @@ class Session:
                     raise ProtocolError(f"asks for a blob it was not told of: {digest}")
                 gone.append(digest)  # its call ended while it asked
                 continue
-            if source.of_slice:
-                for call in source.calls:
-                    self.slice_bytes_sent[call] = self.slice_bytes_sent.get(call, 0) + source.size
-                    break
+            for call in source.calls:
+                self.bytes_sent[call] = self.bytes_sent.get(call, 0) + source.size
+                break
             self._streams.append(self._chunks(digest, source))
         if gone:
             self.send(wire.Gone(message.call, gone))
@@ -176,26 +174,20 @@ class Session:
         self._control.append(wire.write_again(call, like, params))
 
     def offer(
-        self,
-        call: int,
-        digest: str,
-        size: int,
-        parts: Callable[[], Sequence[Buffer]],
-        *,
-        of_slice: bool,
+        self, call: int, digest: str, size: int, parts: Callable[[], Sequence[Buffer]]
     ) -> bool:
         """The next message of this call names this blob. True if it was not offered before."""
         source = self._sources.get(digest)
         if source is None:
-            self._sources[digest] = Source(size, parts, {call}, of_slice)
+            self._sources[digest] = Source(size, parts, {call})
             return True
         new = call not in source.calls
         source.calls.add(call)
         return new
 
-    def sent_slices(self, call: int) -> int:
-        """Bytes of slices that were asked for since the last time, in this call."""
-        return self.slice_bytes_sent.pop(self._firsts.get(call, call), 0)
+    def sent_blobs(self, call: int) -> int:
+        """Bytes that were asked for since the last time, in this call."""
+        return self.bytes_sent.pop(self._firsts.get(call, call), 0)
 
     def _end(self, call: int) -> None:
         self._calls.discard(call)

@@ -117,6 +117,18 @@ def test_a_matrix_is_sent_once_and_never_again(master, host, module):
         assert another.last_run.bytes_sent == 0
 
 
+def test_long_params_and_code_count_as_sent(master, module):
+    name = module("def mapfunc(params, item):\n    return len(params)\n")
+    params = os.urandom(100_000)
+    assert master.run(name, params, [1, 2, 3], slice_size=1) == 300_000
+    first = master.last_run
+    assert first.bytes_sent in range(100_200, 110_000) and first.bytes_cached == 0
+    assert master.run(name, params, [1, 2, 3], slice_size=1) == 300_000
+    again = master.last_run
+    assert again.bytes_cached in range(1, 10_000), "the code is there, params are not kept"
+    assert again.bytes_sent + again.bytes_cached == first.bytes_sent
+
+
 def test_changing_one_element_sends_one_slice(master, module):
     name = module("def mapfunc(params, rows):\n    return rows.sum()\n")
     matrix = numpy.arange(40000.0).reshape(400, 100)

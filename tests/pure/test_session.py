@@ -84,7 +84,7 @@ def test_a_missing_blob_is_sent_whole_and_in_order():
     fresh = ready()
     begin(fresh)
     data = bytes(range(256)) * 400
-    fresh.offer(1, DIGEST, len(data), lambda: [data[:10], data[10:]], of_slice=True)
+    fresh.offer(1, DIGEST, len(data), lambda: [data[:10], data[10:]])
     fresh.receive(frame(wire.Missing(1, [DIGEST])), 0.0)
     got = b""
     for _ in range(50):
@@ -93,7 +93,7 @@ def test_a_missing_blob_is_sent_whole_and_in_order():
             got += message.segments[0]
             fresh.receive(frame(wire.Credit(len(message.segments[0]))), 0.1)
     assert got == data
-    assert fresh.slice_bytes_sent == {1: len(data)}
+    assert fresh.bytes_sent == {1: len(data)}
 
 
 def test_a_host_cannot_ask_for_what_it_was_not_told_of():
@@ -106,7 +106,7 @@ def test_a_host_cannot_ask_for_what_it_was_not_told_of():
 def test_asking_for_a_blob_of_a_call_that_just_ended_is_no_fault():
     fresh = ready()
     begin(fresh)
-    fresh.offer(1, DIGEST, 3, lambda: [b"abc"], of_slice=True)
+    fresh.offer(1, DIGEST, 3, lambda: [b"abc"])
     fresh.send(wire.End(1))
     assert fresh.receive(frame(wire.Missing(1, [DIGEST])), 0.0) == []
     assert [type(m) for m in sent(fresh)] == [wire.End, wire.Gone]
@@ -116,7 +116,7 @@ def test_no_more_than_the_window_is_unacknowledged():
     fresh = ready()
     begin(fresh)
     data = bytes(4 << 20)
-    fresh.offer(1, DIGEST, len(data), lambda: [data], of_slice=True)
+    fresh.offer(1, DIGEST, len(data), lambda: [data])
     fresh.receive(frame(wire.Missing(1, [DIGEST])), 0.0)
     out = 0
     while fresh.has_pending():
@@ -130,7 +130,7 @@ def test_the_window_grows_with_the_rate_and_shrinks_again():
     fresh = ready()
     begin(fresh)
     data = bytes(64 << 20)
-    fresh.offer(1, DIGEST, len(data), lambda: [data], of_slice=True)
+    fresh.offer(1, DIGEST, len(data), lambda: [data])
     fresh.receive(frame(wire.Missing(1, [DIGEST])), 0.0)
 
     def flight():
@@ -157,7 +157,7 @@ def test_a_small_message_goes_before_the_rest_of_a_blob():
     fresh = ready()
     begin(fresh)
     data = bytes(8 << 20)
-    fresh.offer(1, DIGEST, len(data), lambda: [data], of_slice=True)
+    fresh.offer(1, DIGEST, len(data), lambda: [data])
     fresh.receive(frame(wire.Missing(1, [DIGEST])), 0.0)
     sent(fresh)
     fresh.receive(frame(wire.Credit(WINDOW_MIN)), 0.0)
