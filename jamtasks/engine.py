@@ -410,6 +410,9 @@ class Engine(Sending):
                 link.took = now - self.began
             link.round_trip = min(link.round_trip, now - link.greeted)
             link.notes = list(message.notes)
+            if link.spec.is_other_python(message.python):
+                there, wanted = message.python, link.spec.python
+                link.notes.append(f"its agent runs Python {there}; `inv fire` first for {wanted}")
             link.last_welcome = message
             for under_way in self.calls.values():
                 self._admit(under_way, link, session)

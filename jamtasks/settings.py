@@ -51,6 +51,12 @@ class HostSpec:
         if not self.transport:
             object.__setattr__(self, "transport", "fabric" if self._over_ssh() else "local")
 
+    def is_other_python(self, version: str) -> bool:
+        """Whether this is surely not the interpreter that `python` names: that ends with another
+        version. An agent that runs keeps its own."""
+        wanted = re.search(r"[0-9]+\.[0-9]+(?:\.[0-9]+)?\Z", self.python or "")
+        return wanted is not None and not f"{version}.".startswith(f"{wanted.group()}.")
+
     def _over_ssh(self) -> bool:
         return self.name != _HERE or any(getattr(self, key) is not None for key in _SSH_ONLY)
 

@@ -292,3 +292,20 @@ def test_records_are_frozen():
     for record in (HostSpec("a"), Settings()):
         with pytest.raises(AttributeError):
             record.name = "b"
+
+
+@pytest.mark.parametrize(
+    ("python", "version", "other"),
+    [
+        (None, "3.11.2", False),
+        ("3.9", "3.9.18", False),
+        ("3.9", "3.8.18", True),
+        ("3.1", "3.11.2", True),
+        ("/opt/bin/python3.11", "3.11.2", False),
+        ("/opt/bin/python3.11", "3.12.1", True),
+        ("pypy3.9", "3.9.16", False),
+        ("/opt/python3.8/bin/python3", "3.12.1", False),  # it may be any
+    ],
+)
+def test_an_interpreter_that_was_not_asked_for(python, version, other):
+    assert HostSpec("lab1", python=python).is_other_python(version) == other
