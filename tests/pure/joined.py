@@ -306,12 +306,19 @@ class World:
         found = set()
         if self.call is not None and self.call.combining is not None:
             found.update(*self.call.combining._kept.values())
-            for remote in self.remotes.values():
-                for process in remote.processes.values():
-                    for known in process.calls.values():
-                        tickets = known.partials.waiting if known.partials is not None else ()
-                        tasks = (remote.agent._tickets.get(ticket) for ticket, _ in tickets)  # type: ignore[union-attr]
-                        found.update(task.id for task in tasks if task is not None)
+            for name in self.remotes:
+                found |= self.untold(name)
+        return found
+
+    def untold(self, name: str) -> set[int]:
+        """Slices that workers of a host have computed, and tell of when they end what they work
+        on."""
+        found, remote = set(), self.remotes[name]
+        for process in remote.processes.values():
+            for known in process.calls.values():
+                tickets = known.partials.waiting if known.partials is not None else ()
+                tasks = (remote.agent._tickets.get(ticket) for ticket, _ in tickets)  # type: ignore[union-attr]
+                found.update(task.id for task in tasks if task is not None)
         return found
 
     # --- what happens ----------------------------------------------------------------------
