@@ -133,12 +133,11 @@ def describe(error):
     # type: (BaseException) -> Tuple[str, str, str]
     """(qualified type name, message, traceback as text) of an exception that user code raised.
 
-    The frames of our own files are left out; our own types are named without their module."""
+    The frames of our own files are left out; a result that cannot travel is an EncodeError, whose
+    module is nobody's business."""
     cls = type(error)
     name = getattr(cls, "__qualname__", cls.__name__)
-    if cls.__module__ not in ("builtins", None) and not cls.__module__.startswith(
-        "worker_payload."
-    ):
+    if cls.__module__ not in ("builtins", "worker_payload.arrays", None):
         name = "%s.%s" % (cls.__module__, name)
     try:
         message = str(error)
