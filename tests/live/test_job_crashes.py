@@ -454,7 +454,7 @@ def test_a_host_that_is_gone_for_good(fire, two, lab):
     ended = {pod.pod: pod for pod in past if pod is not None}
     assert all(ended[pod.pod].owner.startswith("lab1-") for pod in lost)
     assert all(ended[pod.pod].attempt == pod.attempt + 1 for pod in lost)
-    assert taken_from_lab2(one)
+    assert taken_from_lab2(one), (lost, one.said.read_text(), one.logs())
 
 
 @pytest.mark.timeout(5 * LONG)
