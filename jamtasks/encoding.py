@@ -23,7 +23,7 @@ class Params:
 
     def __init__(self, segments: list[Buffer]):
         self.parts = codec.blob_parts(segments)
-        self.size = sum(map(len, self.parts))
+        self.size = codec.blob_size(self.parts)
         self.needs_numpy = codec.needs_numpy(segments)
         self.begin_digest = ""
         self.inline: list[Buffer] = []

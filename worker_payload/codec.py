@@ -428,7 +428,7 @@ def decode_blob(data, writable=False):
 
 def blob_size(parts):
     # type: (Sequence[Buffer]) -> int
-    return sum(len(part) for part in parts)
+    return sum(map(len, parts))
 
 
 def blob_digest(parts):

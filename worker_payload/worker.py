@@ -8,7 +8,6 @@ import io
 import marshal
 import mmap
 import os
-import pickle
 import struct
 import sys
 import time
@@ -145,9 +144,7 @@ class _Call(object):
         if self.shared is not None:
             return self.shared[0]
         if type(self.params) is bytes and not self.spans:  # read once, and soon
-            return codec.decode_blob(
-                bytearray(self.params) if self.writable else self.params, self.writable
-            )
+            return read_blob(self.params, self.writable)
         began = time.perf_counter()
         value = read_blob(self.params, self.writable)
         if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
@@ -415,8 +412,6 @@ class Worker(object):
 
     def _encode(self, result):
         # type: (Any) -> List[Any]
-        if type(result) in _PLAIN:
-            return [pickle.dumps(result, codec.PROTOCOL)]
         try:
             return codec.encode(result)
         except codec.EncodeError as error:
