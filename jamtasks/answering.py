@@ -128,6 +128,10 @@ class Answering:
                 traceback=message.traceback, joined=message.slices,
             )  # fmt: skip
             call.error = call.error or failure  # no slice is to blame that could be left out
+        elif isinstance(message, wire.Missing):
+            common = {digest for digest, _, _ in call.blobs}  # code and params
+            sched.lacked(host, sum(digest not in common for digest in message.digests))
+            tell = False
         elif isinstance(message, wire.Started):
             sched.running(host, [task for task, _worker in message.tasks], now)
         elif isinstance(message, wire.Revoked):

@@ -46,7 +46,7 @@ class Combining(Scheduler):
         tasks: int,
         *,
         move_seconds: float = 0.0,
-        homes: Mapping[int, HostId] | None = None,
+        homes: Mapping[int, Sequence[HostId]] | None = None,
     ):
         super().__init__(tasks, speculate=False, move_seconds=move_seconds, homes=homes)
         self._kept: dict[HostId, dict[int, None]] = {}

@@ -28,12 +28,18 @@ class Host:
     refused: dict[int, None] = field(default_factory=dict)  # not given back: begun, or about to be
     asked: deque[tuple[int, ...]] = field(default_factory=deque)  # revocations not yet answered
     asking: int = 0  # tasks in them
+    given: int = 0  # tasks that it ever held
+    lacked: int = 0  # of these, whose data it did not have
     answered: bool = True  # since `progress`, which is when it last got on, as far as we looked
     progress: float = 0.0
 
     def wait(self) -> float:
         """Queued tasks per worker."""
         return len(self.queue) / max(1, self.workers)
+
+    def has_its_data(self) -> bool:
+        """As far as we know, most of what its tasks need was there before they were."""
+        return 2 * self.lacked < self.given
 
     def spare(self) -> int:
         """How many tasks it holds that may be revoked, because no worker there is free for them."""
@@ -145,6 +151,7 @@ class Holding:
         if not held:
             host.progress = now
         held[task] = now
+        host.given += 1
         excess = len(held) - host.workers
         if excess > 0:
             self._spares.grew(host)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from worker_payload import wire
 from worker_payload.wire import Buffer
 
-from . import combining, datasets, feeding, modules, outcome, presence, printing
+from . import combining, datasets, feeding, modules, outcome, placement, presence, printing
 from . import scheduler as plan
 from .calls import Call
 from .encoding import Params, decode_all, decoder, encode_params
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from .settings import HostSpec, Settings
 
 _FIRST = operator.itemgetter(0)
-MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
 POLL = 1.0  # seconds between looks at what has no event of its own
 SHOWN_AFTER = 1.0  # seconds; a shorter call shows nothing to `inv status`
 SHOWN_SLICES = 200
@@ -237,7 +236,11 @@ class Master:
                 call.inline = tiny
                 if data is dataset:  # else it is made anew each time, and not kept
                     self._last = Last(call, bundle, data, slices, workers, asked)
-            return self._drive(call, bundle, links, feed, began)
+            try:
+                return self._drive(call, bundle, links, feed, began)
+            finally:
+                if slices is not None and call.spans is None and len(links) > 1:
+                    placement.keep(slices, call.given)
         finally:
             self._leave()
 
@@ -421,10 +424,10 @@ class Master:
         combines: bool,
     ) -> Call:
         count = len(slices) if slices is not None else sum(link.workers for link in links)
-        homes: dict[int, str] = {}
+        homes: dict[int, list[str]] = {}
         move_seconds = 0.0
         if slices is not None and len(links) > 1:
-            homes, move_seconds = _homes(slices, links)
+            homes, move_seconds = placement.plan(slices, links)
         if combines:
             sched: plan.Scheduler = combining.Combining(
                 count, homes=homes, move_seconds=move_seconds
@@ -735,27 +738,6 @@ def _waiting(links: Sequence[Link], seconds: float) -> str:
         f"{link.label}: {link.error.reason if link.error else 'no answer yet'}" for link in links
     )
     return f"no host is left; waiting up to {seconds:.0f} s for one to come back ({reasons})"
-
-
-def _homes(slices: Slices, links: Sequence[Link]) -> tuple[dict[int, str], float]:
-    """Which slices lie at which host already, and how long it takes to send one elsewhere.
-
-    What lies at several hosts is shared out: after one of them was away, the others have it all."""
-    known = [slices.peek(index) for index in range(len(slices))]
-    holders = {
-        index: [link for link in links if sealed.digest in link.holds]
-        for index, sealed in enumerate(known)
-        if sealed is not None
-    }
-    load = dict.fromkeys(links, 0)
-    homes: dict[int, str] = {}
-    for index in sorted(holders, key=lambda index: len(holders[index])):  # no choice: first
-        if holders[index]:
-            home = min(holders[index], key=lambda link: load[link] / max(1, link.workers))
-            load[home] += 1
-            homes[index] = home.label
-    size = max((sealed.size for sealed in known if sealed is not None), default=0)
-    return homes, MOVE_SECONDS + size / MOVE_RATE
 
 
 def _timeout(seconds: Any) -> float | None:

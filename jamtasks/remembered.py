@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 
 from worker_payload import layout
 
+from .private_files import publish, remove
 from .settings import HostSpec
 
 KEPT = 86_400.0  # seconds after its last use, in which a host that cannot be reached is kept
@@ -38,7 +39,7 @@ def remember(project: str, spec: HostSpec) -> None:
         try:
             os.utime(path)
         except FileNotFoundError:
-            _publish(path, data)
+            publish(path, data)
 
 
 def hosts(project: str) -> list[tuple[HostSpec, float]]:
@@ -61,7 +62,7 @@ def forget(project: str, labels: Collection[str], when: float) -> None:
         for path in _paths(run, project) if labels else ():
             one = _read(path)
             if one is not None and one[0].label in labels and one[1] <= when:
-                _remove(path)
+                remove(path)
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -92,17 +93,6 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _publish(path: str, data: bytes) -> None:
-    aside = layout.aside(path)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        with open(os.open(aside, flags, 0o600), "wb") as handle:
-            handle.write(data)
-        os.replace(aside, path)
-    finally:
-        _remove(aside)
-
-
 def _read(path: str) -> tuple[HostSpec, float] | None:
     """None if it is gone, or of another version, or not as it was written; then it is taken away,
     or it would never be written again."""
@@ -110,10 +100,5 @@ def _read(path: str) -> tuple[HostSpec, float] | None:
         data = handle.read()
         if layout.reached_digest(path) == _digest(data):
             return HostSpec(**json.loads(data)), os.fstat(handle.fileno()).st_mtime
-        _remove(path)
+        remove(path)
     return None
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

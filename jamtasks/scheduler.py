@@ -13,7 +13,8 @@ The rules:
   revoked that others hold but have not started, then (if allowed) runs a second copy of a task that
   takes much longer than its like. The first answer wins. Where moving a task costs something
   (`move_seconds`, because its data would have to be sent, and the round trips), it moves only if it
-  would wait longer where it is.
+  would wait longer where it is; if its data seems to lie there already, only if it would wait for
+  `STAY`, too.
 * A worker's or host's death returns its tasks: they go before all others, to whichever host has
   room first, if possible not the one that they come from. A task that has killed `max_kills`
   workers is given up; the death of a host is not held against its tasks.
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from .holding import Holding, Host, HostId
 
 MAX_KILLS = 3
+STAY = 0.5  # seconds that a task must gain, if that means to send what a host has already
 HORIZON = 0.1  # seconds of work a host holds beyond one task per worker, and its round trip
 MAX_AHEAD = 2000  # tasks per worker that a host may hold, however short they are
 SPECULATE_AFTER = 5  # finished tasks, before anything can be called slow
@@ -83,7 +85,8 @@ class Scheduler(Holding):
     """One map call over hosts that come and go. A host with 0 workers is about to leave.
 
     tasks: how many, numbered from 0. speculate: whether slow tasks may run twice. move_seconds:
-    what it costs to run a task elsewhere than at home. homes: where tasks should be at home."""
+    what it costs to run a task where its data is not. homes: at which hosts that of some tasks is
+    known to be; they should be at home at the first of them that is there."""
 
     MOST_COPIES = MAX_COPIES  # of a task at a time
 
@@ -94,7 +97,7 @@ class Scheduler(Holding):
         speculate: bool = True,
         max_kills: int = MAX_KILLS,
         move_seconds: float = 0.0,
-        homes: Mapping[int, HostId] | None = None,
+        homes: Mapping[int, Sequence[HostId]] | None = None,
     ):
         super().__init__(tasks)
         self.retried = 0
@@ -247,6 +250,11 @@ class Scheduler(Holding):
             self._return(task, host)
         return not fatal
 
+    def lacked(self, host: HostId, count: int) -> None:
+        """The host does not have the data of so many of the tasks that it was given."""
+        if host in self._hosts:
+            self._hosts[host].lacked += count
+
     def kills(self, task: int) -> int:
         """How many workers this task has killed."""
         return self._kills.get(task, 0)
@@ -335,11 +343,8 @@ class Scheduler(Holding):
             self._returned.clear()
             self._more.clear()
             for task in range(self.tasks):
-                home = self._hosts.get(self._homes.get(task))
-                if home is not None and home.workers:
-                    home.queue.append(task)
-                else:
-                    self._homeless.append(task)
+                home = self._home(task)
+                (self._homeless if home is None else home.queue).append(task)
         if not self._homeless:
             return
         tasks = list(self._homeless)
@@ -353,6 +358,14 @@ class Scheduler(Holding):
                 self._queues.grew(host)
                 self._touched[host] = None
             start = end
+
+    def _home(self, task: int) -> Host | None:
+        """The host to which the task belongs because of its data."""
+        for name in self._homes.get(task, ()):
+            host = self._hosts.get(name)
+            if host is not None and host.workers:
+                return host
+        return None
 
     def _end_of_share(self, tasks: Sequence[int], workers: int) -> int:
         """How many of these tasks, of the first, so many of the workers get."""
@@ -427,7 +440,7 @@ class Scheduler(Holding):
     def _steal(self, victim: Host, given: dict[Host, list[int]], now: float) -> bool:
         """Tasks out of a queue, for the host that has been idle for longest."""
         thief = next(iter(self._idle))
-        if not self._worth_moving(victim, thief.round_trip, now):
+        if not self._worth_moving(victim.queue[-1], victim, thief, thief.round_trip, now):
             self._idle.move_to_end(thief)  # next time another one, which may be nearer
             return False
         room = self._limit(thief) - len(thief.held)
@@ -435,29 +448,48 @@ class Scheduler(Holding):
             self._give(thief, victim.queue.pop(), given, now)
         return True
 
-    def _worth_moving(self, victim: Host, round_trips: float, now: float) -> bool:
-        """Whether a task would wait longer at this host than it costs to move it."""
-        cost = self._move_seconds + round_trips
+    def _worth_moving(
+        self, task: int, victim: Host, thief: Host, round_trips: float, now: float
+    ) -> bool:
+        """Whether the task would wait longer at the one host than it costs to move it."""
+        cost = round_trips + self._cost(victim, thief, task)
         if not cost:
             return True
         queued = (len(victim.held) + len(victim.queue)) / max(1, victim.workers)
         return max(queued * (self._mean or 0.0), now - victim.progress) > cost
 
+    def _cost(self, victim: Host, thief: Host, task: int) -> float:
+        """Of the data that has to be sent, in seconds."""
+        if not self._move_seconds or thief.name in self._homes.get(task, ()):
+            return 0.0
+        return self._move_seconds + (STAY if victim.has_its_data() else 0.0)
+
     def _hand_out_only(self, only: int, given: dict[Host, list[int]], now: float) -> None:
-        """This task, to two hosts with room; it stays in its queue, to be passed over."""
+        """This task, to two hosts with room; it stays in its queue, to be passed over.
+
+        To those first that have its data. A second one that does not, has to wait for a while."""
         pin = self._pinned.get(only)
         copies = 1 if pin else self.MOST_COPIES
-        if self._done[only] or len(self._holders.get(only, ())) >= copies:
+        holders = self._holders.get(only, ())
+        if self._done[only] or len(holders) >= copies:
             return
+        near = self._homes.get(only, ())
+        known = [self._hosts[name] for name in near if name in self._hosts]
         idle = list(itertools.islice(self._idle, 2 * copies))
-        for host in itertools.chain(idle, self._hosts.values()):
+        for host in itertools.chain(known, idle, self._hosts.values()):
             if pin and host.name != pin[0]:
                 continue
-            if only not in host.held and len(host.held) < self._limit(host):
-                self._hold(host, only, now)
-                given[host] = [only]
-                if len(self._holders[only]) >= copies:
-                    return
+            if only in host.held or len(host.held) >= self._limit(host):
+                continue
+            if holders and self._move_seconds and host.name not in near:
+                first = holders[0]
+                if now - first.held.get(only, now) <= self._cost(first, host, only):
+                    continue
+            self._hold(host, only, now)
+            given[host] = [only]
+            holders = self._holders[only]
+            if len(holders) >= copies:
+                return
 
     def _rebalance(self, now: float, out: list[Action]) -> None:
         """Work for idle workers out of what other hosts hold: revoke, or run a second copy."""
@@ -468,10 +500,11 @@ class Scheduler(Holding):
             victim = self._spares.first()
             if victim is None:
                 break
-            trips = victim.round_trip + next(iter(self._idle)).round_trip
-            if not self._worth_moving(victim, trips, now):
-                break
+            thief = next(iter(self._idle))
+            trips = victim.round_trip + thief.round_trip
             tasks = self._revocable(victim, min(want, max(1, victim.spare() // 2)))
+            if not tasks or not self._worth_moving(tasks[0], victim, thief, trips, now):
+                break
             victim.asked.append(tasks)
             victim.asking += len(tasks)
             self._asking += len(tasks)

@@ -115,8 +115,7 @@ class Session:
                 )
             self.welcome = message
         elif isinstance(message, wire.Missing):
-            self._missing(message)
-            return None
+            return message if self._missing(message) else None
         elif isinstance(message, wire.Credit):
             self._credit(message.bytes, now)
             return None
@@ -126,7 +125,8 @@ class Session:
             return None  # late: the call is over
         return message
 
-    def _missing(self, message: wire.Missing) -> None:
+    def _missing(self, message: wire.Missing) -> bool:
+        """Send what is asked for. False if none of it is wanted any more."""
         gone = []
         for digest in message.digests:
             source = self._sources.get(digest)
@@ -141,6 +141,7 @@ class Session:
             self._streams.append(self._chunks(digest, source))
         if gone:
             self.send(wire.Gone(message.call, gone))
+        return len(gone) < len(message.digests)
 
     def _credit(self, count: int, now: float) -> None:
         if count > self._unacked:

@@ -124,6 +124,18 @@ def cache_dir(environ=os.environ):
     )
 
 
+def placement_dir(environ=os.environ):
+    # type: (Mapping[str, str]) -> str
+    """Where masters keep which hosts have which data."""
+    return os.path.join(cache_dir(environ), "placed")
+
+
+def placement_name(slices, digest):
+    # type: (int, str) -> str
+    """Of data cut into so many slices, one of which has this digest."""
+    return "%d.%s.json" % (slices, digest[:16])
+
+
 def machine():
     # type: () -> str
     """A name that tells this host from others that share its home."""

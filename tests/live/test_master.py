@@ -450,6 +450,30 @@ def test_a_second_run_over_two_hosts_sends_nothing_again(hosts, module):
             assert master.last_run.bytes_sent == 0
 
 
+def test_another_master_leaves_slices_where_they_were_moved_to(hosts, lab, module):
+    name = module(
+        """
+        import os, time
+        def mapfunc(slow, rows):
+            if os.environ["HOME"] == slow:
+                time.sleep(0.3)
+            return rows.sum()
+        """
+    )
+    matrix = numpy.arange(400_000.0).reshape(4000, 100)
+    slow = lab.hosts["lab1"].env["HOME"]
+    with Master(list(hosts)) as master:
+        assert master.run(name, slow, matrix, slice_size=100) == matrix.sum()
+        first = [host.tasks for host in master.last_run.hosts]
+        assert first[0] < 20 < first[1], "lab2 has taken over what was to be lab1's"
+    with Master(list(hosts)) as master:
+        assert master.run(name, "", matrix.copy(), slice_size=100) == matrix.sum()
+        assert master.last_run.bytes_sent == 0
+        matrix[0, 0] = 7
+        assert master.run(name, "", matrix, slice_size=100) == matrix.sum()
+        assert 80_000 <= master.last_run.bytes_sent < 85_000, "one slice"
+
+
 def test_a_dead_host_is_named_and_the_others_do_the_work(lab, ssh, module):
     lab.host("lab1")
     gone = lab.host("lab2", key="host2")

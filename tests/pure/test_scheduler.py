@@ -177,7 +177,9 @@ def test_pinned_tasks_stay_with_their_worker_until_its_host_is_lost():
 
 
 def test_tasks_go_where_their_data_is():
-    sched = Scheduler(6, homes={0: "b", 1: "b", 2: "b", 5: "a", 4: "gone"}, move_seconds=1.0)
+    sched = Scheduler(
+        6, homes={0: ("b",), 1: ("b",), 2: ("gone", "b"), 5: ("a",), 4: ("gone",)}, move_seconds=1.0
+    )
     sched.add_host("a", 3)
     sched.add_host("b", 3)
     given = assigned(sched.actions(0.0))
@@ -185,7 +187,7 @@ def test_tasks_go_where_their_data_is():
 
 
 def test_many_tasks_find_their_homes_at_once():
-    homes = {task: "ab"[task % 2] for task in reversed(range(50_000))}
+    homes = {task: ["ab"[task % 2]] for task in reversed(range(50_000))}
     began = time.perf_counter()
     sched = Scheduler(50_000, homes=homes, move_seconds=1.0)
     sched.add_host("a", 1)
@@ -215,6 +217,51 @@ def test_a_task_moves_only_if_it_would_wait_longer_where_it_is():
     assert stolen(0.5, now=0.0), "18 tasks of half a second wait at a"
     assert not stolen(0.001, now=0.0)
     assert stolen(0.001, now=2.0), "but a has not got on for two seconds"
+
+
+def moved(*, lacked=0, homes=None, stalled=0.0):
+    """Whether b, which has done its own, gets one of a's tasks when a has stalled for so long."""
+    sched = Scheduler(40, homes=homes, move_seconds=0.1, speculate=False)
+    sched.add_host("a", 1)
+    sched.add_host("b", 1)
+    given = assigned(sched.actions(0.0))
+    sched.lacked("a", lacked)
+    while given.get("b"):
+        for task in given["b"]:
+            sched.finished("b", task, 1e-4)
+        actions = sched.actions(stalled)
+        given = assigned(actions)
+        if any(isinstance(action, Revoke) for action in actions):
+            return True
+        if any(task < 20 for task in given.get("b", [])):
+            return True
+    return False
+
+
+def test_what_a_host_has_already_is_not_sent_to_another_for_little():
+    assert not moved(stalled=0.3), "a was given tasks and asked for no data: it has them"
+    assert moved(stalled=0.3, lacked=2), "a has none of it, so it has to be sent in any case"
+    assert moved(stalled=1.0), "it would take much longer where it is"
+
+
+def test_what_the_idle_host_has_too_costs_nothing_to_move():
+    everywhere = {task: ("ab", "ba")[task >= 20] for task in range(40)}
+    assert moved(homes=everywhere)
+    assert not moved(homes={task: "ab"[task >= 20] for task in range(40)})
+
+
+def test_the_head_goes_where_its_data_is_and_elsewhere_only_after_a_while():
+    sched = Scheduler(10, homes={5: ("b",)}, move_seconds=0.1)
+    for host in "abc":
+        sched.add_host(host, 1)
+    assert assigned(sched.actions(0.0, only=5)) == {"b": [5]}
+    assert not sched.actions(0.3, only=5)
+    assert set(assigned(sched.actions(1.0, only=5))) <= {"a", "c"}
+    assert not sched.actions(9.0, only=5), "two are enough"
+    nowhere = Scheduler(10)
+    for host in "abc":
+        nowhere.add_host(host, 1)
+    assert len(assigned(nowhere.actions(0.0, only=5))) == 2, "it costs nothing"
 
 
 def test_short_tasks_are_held_ahead_and_long_ones_are_not():
