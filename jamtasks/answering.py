@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -136,6 +136,7 @@ class Answering:
             sched.running(host, [task for task, _worker in message.tasks], now)
         elif isinstance(message, wire.Revoked):
             sched.revoked(host, message.ids)
+            take_back(call, link, message.ids)
         elif isinstance(message, wire.Refused):
             sched.remove_host(host)
             call.notes.append(f"{host} takes no part: {message.reason}")
@@ -229,6 +230,13 @@ def some_times(events: Sequence[str]) -> str:
     """
     counts = Counter(events)
     return "; ".join(f"{event} ({n} times)" if n > 1 else event for event, n in counts.items())
+
+
+def take_back(call: Call, link: Link, tasks: Iterable[int]) -> None:
+    """The host may not have the data of these tasks: another one does them, or has done them."""
+    for task in call.take_back(link.label, tasks):
+        if call.slice_of is not None:
+            link.holds.pop(call.slice_of(task).digest, None)
 
 
 def how_it_died(message: wire.Lost) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,13 @@ class Call:
         self.scheduler = self.round.unrolled()
         self.round = None
         return self.scheduler
+
+    def take_back(self, host: str, tasks: Iterable[int]) -> set[int]:
+        """Some tasks are not this host's any more. Those of them that it was given."""
+        back = set(tasks).intersection(self.given.get(host, ()))
+        if back:
+            self.given[host] = [task for task in self.given[host] if task not in back]
+        return back
 
     @property
     def settled(self) -> bool:

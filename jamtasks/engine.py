@@ -18,6 +18,7 @@ from worker_payload import wire
 from worker_payload.wire import Buffer
 
 from . import scheduler as plan
+from .answering import take_back
 from .calls import Call
 from .errors import NoHostsError
 from .link import JOIN_SECONDS, Link
@@ -383,9 +384,13 @@ class Engine(Sending):
                 return
             self.take_back_all()
             self.changed.notify_all()  # a host that is not read because of its answers
-            call.blobs, call.slice_of = [], None  # a report may keep the call for long
             self.calls.pop(call.id, None)
-            held = {action.host for action in call.scheduler.abandon()}
+            held = set()
+            for action in call.scheduler.abandon():
+                held.add(str(action.host))
+                if isinstance(action, plan.Cancel):
+                    take_back(call, self.links[str(action.host)], action.tasks)
+            call.blobs, call.slice_of = [], None  # a report may keep the call for long
             for link in self.links.values():
                 session = link.session
                 if session is not None and session in call.begun:

@@ -302,9 +302,9 @@ class Scheduler(Holding):
 
     def abandon(self) -> list[Action]:
         """The call is over: end whatever still runs."""
-        out: list[Action] = [
-            Cancel(name, tuple(host.held)) for name, host in self._hosts.items() if host.held
-        ]
+        out: list[Action] = [*self._cancels]
+        out += [Cancel(name, tuple(host.held)) for name, host in self._hosts.items() if host.held]
+        self._cancels.clear()
         for host in self._hosts.values():
             host.held.clear()
             host.queue.clear()

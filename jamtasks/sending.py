@@ -11,7 +11,7 @@ from worker_payload import wire
 from worker_payload.wire import Buffer
 
 from . import scheduler as plan
-from .answering import Answering
+from .answering import Answering, take_back
 from .calls import Call
 from .link import Link
 from .session import Session
@@ -68,8 +68,12 @@ class Sending(Answering):
                     session.send(wire.Yield(call.id))
                 else:
                     call.asked_back = True
-                    kind = wire.Revoke if isinstance(action, plan.Revoke) else wire.Cancel
-                    session.send(kind(call.id, list(action.tasks)))
+                    tasks_back = list(action.tasks)
+                    if isinstance(action, plan.Revoke):
+                        session.send(wire.Revoke(call.id, tasks_back))
+                    else:
+                        session.send(wire.Cancel(call.id, tasks_back))
+                        take_back(call, link, tasks_back)
             return
         if call.inline:
             self._send_with_slices(call, link, session, action)
