@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from worker_payload import wire
 from worker_payload.wire import Buffer
 
-from . import combining, datasets, feeding, modules, outcome, placement, presence, printing
+from . import combining, datasets, feeding, modules, outcome, placement, printing
 from . import scheduler as plan
 from .calls import Call
 from .encoding import Params, decode_all, decoder, encode_params
 from .engine import Engine
-from .errors import EncodingError, JamError, ModuleError, TaskFailed, UsageError
+from .errors import EncodingError, ModuleError, TaskFailed, UsageError
 from .laps import SHORT, Answer, Lap
 from .link import Link
+from .lookout import Fold, Lookout
 from .printing import OnOutput
 from .reduction import OrderedFold, Reduce, all_reduced, default_reduce
 from .report import HostReport, RunReport
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 _FIRST = operator.itemgetter(0)
 POLL = 1.0  # seconds between looks at what has no event of its own
-SHOWN_AFTER = 1.0  # seconds; a shorter call shows nothing to `inv status`
-SHOWN_SLICES = 200
 
 Progress = Callable[[int, int, int], None]
 
@@ -88,7 +86,6 @@ class Master:
         self.project = project
         self._logins = logins
         self._specs = logins.specs
-        self._hosts_file = _HostsFile(settings) if hosts is None and settings.path else None
         self._on_notice = on_notice or printing.print_notice
         self._progress = progress
         self._printer = printing.Printer(on_output or printing.print_output)
@@ -96,6 +93,7 @@ class Master:
         self._report: Callable[[], RunReport] | None = None  # makes it, when somebody asks
         self._reasons: list[str] = []
         self._last: Last | None = None
+        self._lookout = Lookout(project, settings, hosts_file=hosts is None, notice=self._on_notice)
         self._engine = Engine(
             self._specs,
             settings,
@@ -103,11 +101,8 @@ class Master:
             project=project,
             attach=logins.attach,
             on_output=self._printer.feed,
-            look_around=self._look_around,
+            look_around=lambda: self._lookout.look(self._engine),
         )
-        self._presence = presence.Presence(project)
-        self._looking = threading.Lock()
-        self._shown: Callable[[float], dict[str, Any] | None] = lambda now: None
         self._running = threading.Lock()
         self._closed = False
         self._engine.start()
@@ -121,7 +116,7 @@ class Master:
             self._last = None
             self._engine.close()
             self._logins.close()
-            self._presence.close()
+            self._lookout.close()
 
     def __enter__(self) -> Master:
         return self
@@ -524,12 +519,12 @@ class Master:
         call: Call,
         links: Sequence[Link] | None,
         feed: Feeder | None,
-        fold: _Fold,
+        fold: Fold,
         began: float,
     ) -> Iterator[tuple[list[Answer], list[TaskFailed]]]:
         """Run a call: answers as they come, and what failed. Ends the call when it is left."""
         engine = self._engine
-        self._shown = functools.partial(self._snapshot, call, fold, time.time())
+        self._lookout.show(call, fold)
         try:
             if links is not None:
                 engine.submit(call, links, pinned=call.spans is None and call.slice_of is None)
@@ -544,9 +539,7 @@ class Master:
                     yield batch, failed
         finally:
             self._ended(call, began)
-            with self._looking:
-                self._shown = lambda now: None
-                self._presence.hide()
+            self._lookout.hide()
 
     def _ended(self, call: Call, began: float) -> None:
         self._engine.finish(call)
@@ -596,97 +589,12 @@ class Master:
                 now = time.monotonic()
                 hopes = [link for link in engine.links.values() if engine.hope(link)]
                 if gone_since is None and hopes:
-                    self._notice_later(_waiting(hopes, self.settings.give_up_after))
+                    text = _waiting(hopes, self.settings.give_up_after)
+                    # the engine's lock is not held while others write
+                    threading.Thread(target=self._on_notice, args=(text,), daemon=True).start()
                 gone_since = gone_since or now
                 if not hopes or now - gone_since > self.settings.give_up_after:
                     raise engine.no_hosts()
-
-    # --- around a call ---------------------------------------------------------------------
-
-    def _look_around(self) -> None:
-        """Hear of hosts that come and go, and let others see how far we are."""
-        with self._looking:
-            if self._closed:
-                return
-            for news in self._presence.news():
-                for host in news.hosts:
-                    if news.verb == "fire":
-                        self._engine.leave(host, "it was ended by `inv fire`")
-                    elif host in self._engine.links:
-                        self._engine.join(self._engine.links[host].spec)
-            if self._hosts_file is not None:
-                self._reread(self._hosts_file)
-            with self._engine.lock:
-                shown = self._shown(time.time())
-            if shown is not None:
-                self._presence.show(shown)
-
-    def _reread(self, file: _HostsFile) -> None:
-        try:
-            specs = file.changed()
-        except JamError as error:
-            self._on_notice(f"{error.message}; the hosts stay as they were")
-            return
-        if specs is None:
-            return
-        wanted = {spec.label: spec for spec in specs}
-        for label, link in list(self._engine.links.items()):
-            if label not in wanted:
-                self._engine.leave(label, f"it is no longer in {file.path}")
-            elif wanted[label] != link.spec:
-                self._on_notice(f"{label}: its new settings in {file.path} count from the next run")
-        for label, spec in wanted.items():
-            known = self._engine.links.get(label)
-            if known is None or known.state == "left" or known.leaving:
-                self._on_notice(f"{label} is in {file.path} now, and may join")
-                self._engine.join(spec)
-
-    def _notice_later(self, text: str) -> None:
-        """From under the engine's lock, which is not held while others write."""
-        threading.Thread(target=self._on_notice, args=(text,), daemon=True).start()
-
-    def _snapshot(self, call: Call, fold: _Fold, began: float, now: float) -> dict[str, Any] | None:
-        """What `inv status` shows of this call; None while it is young. Under the engine's lock."""
-        if now - began < SHOWN_AFTER or call.settled:
-            return None
-        clock = time.monotonic()
-        held = sorted(call.scheduler.held(), key=lambda item: item[3])
-        queued = call.scheduler.queued()
-        waiting = [
-            {
-                "slice": call.slice_at(task),
-                "host": str(host),
-                "seconds": round(clock - since, 1),
-                "for": "its map function" if runs else "its data, or a free worker",
-            }
-            for task, host, runs, since in held[:SHOWN_SLICES]
-        ]
-        behind = next((item for item in waiting if item["slice"] == fold.next), None)
-        return {
-            "pid": os.getpid(),
-            "command": " ".join(sys.argv),
-            "module": call.begin.module,
-            "began": began,
-            "slices": call.slices,
-            "done": call.done,
-            "failed": len(call.failures),
-            "retried": call.retried,
-            "fold": behind if fold.ahead else None,
-            "waiting": waiting,
-            "more": max(0, len(held) - SHOWN_SLICES),
-            "queued": {str(host): n for host, n in queued.items() if host is not None and n},
-            "homeless": queued[None],
-            "hosts": [
-                {
-                    "name": link.label,
-                    "state": link.state,
-                    "workers": link.workers,
-                    "tasks": call.finished_by.get(link.label, 0),
-                    "note": link.error.reason if link.error else "",
-                }
-                for link in self._engine.links.values()
-            ],
-        }
 
     # --- reports ---------------------------------------------------------------------------
 
@@ -695,42 +603,6 @@ class Master:
         return [
             (link, link.state, link.error, len(link.notes)) for link in self._engine.links.values()
         ]
-
-
-class _Fold(Protocol):
-    """What puts answers into order."""
-
-    next: int  # the slice that it waits for
-
-    @property
-    def ahead(self) -> int: ...
-
-
-class _HostsFile:
-    """The file that says which hosts there are, while a Master uses all of them."""
-
-    def __init__(self, settings: Settings):
-        assert settings.path is not None
-        self.path = settings.path
-        self._accept_new = settings.accept_new
-        self._seen = self._stamp()
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size
-
-    def changed(self) -> tuple[HostSpec, ...] | None:
-        """The hosts in it, if it was written to since the last time. Raises SettingsError."""
-        from . import settings as settings_module
-
-        stamp = self._stamp()
-        if stamp is None or stamp == self._seen:
-            return None
-        self._seen = stamp
-        return settings_module.load(self.path, accept_new=self._accept_new).select()
 
 
 def _waiting(links: Sequence[Link], seconds: float) -> str:
@@ -747,6 +619,3 @@ def _timeout(seconds: Any) -> float | None:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise UsageError(f"task_timeout must be a number of seconds above zero, not {seconds!r}")
     return float(seconds)
-
-
-# --- params ------------------------------------------------------------------------------------
