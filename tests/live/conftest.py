@@ -1,12 +1,17 @@
 """Hosts for the live tests, and the proof that a test leaves nothing behind.
 
-`lab` makes hosts; `host` is one host, the test runs once for each transport; `hosts` are two.
+`lab` makes hosts. By which transport they are reached, a test need not know: with `transport` among
+its fixtures it runs once for each of the three, with `ssh` for each that goes over SSH, and
+`lab.host`, `lab.spec` and `lab.hosts_yaml` make what is reached so. `host` is one host over each
+transport, `hosts` are two.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shlex
 import shutil
 import stat
 import sys
@@ -25,7 +30,8 @@ from sshd import Host, forget_ram, keygen, kill, marked, wait_until
 from jamtasks.settings import HostSpec, Settings
 from worker_payload import procs
 
-TRANSPORTS = ("local", "fabric", "openssh")
+SSH = ("fabric", "openssh")
+TRANSPORTS = ("local", *SSH)
 _ENDING = 10.0  # seconds that processes, threads and descriptors get to end by themselves
 
 
@@ -39,7 +45,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Lab:
-    """Hosts of one test, with an ssh_config and a known_hosts of its own."""
+    """Hosts of one test, with an ssh_config and a known_hosts of its own.
+
+    transport: how they are reached where a test does not say it; "" until a fixture chooses."""
 
     def __init__(self, folder: Path, keys: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder = folder
@@ -48,6 +56,7 @@ class Lab:
         self.ssh_config = folder / "ssh_config"
         self.hosts: dict[str, Host] = {}
         self.environment = monkeypatch
+        self.transport = ""
         self.known_hosts.touch()
         self.ssh_config.touch()
         self.write_ssh_config()
@@ -60,6 +69,12 @@ class Lab:
         for name, value in self.here.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("JAM_SSH_CONFIG", str(self.ssh_config))
+
+    def reached_over(self, transport: str) -> None:
+        """Hosts and commands of this test take this transport, unless it says another."""
+        self.transport = transport
+        if transport != "local":
+            self.environment.setenv("JAM_TRANSPORT", transport)
 
     def private(self, name: str) -> Path:
         path = self.folder / name
@@ -88,7 +103,9 @@ class Lab:
         known: bool = True,
         start: bool = True,
     ) -> Host:
-        """A new host. known: its key stands in known_hosts. options: lines of sshd_config."""
+        """A new host. known: its key stands in known_hosts. options: lines of sshd_config.
+
+        Where hosts are local, it has no sshd: only directories and an environment of its own."""
         folder = self.private(name)
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
@@ -101,6 +118,8 @@ class Lab:
             env={**self._directories(folder, name), **(env or {})},
         )
         self.hosts[name] = host
+        if self.transport == "local":
+            return host
         if start:
             host.start()
         if known:
@@ -121,13 +140,21 @@ class Lab:
         )
         self.ssh_config.write_text("\n".join(blocks))
 
-    def spec(self, host: Host | str, transport: str = "fabric", **settings: Any) -> HostSpec:
-        """A host of this lab by its name, as the lab's ssh_config knows it."""
-        if transport == "local":
-            return HostSpec("localhost", transport="local", **settings)
+    def spec(self, host: Host | str, transport: str = "", **settings: Any) -> HostSpec:
+        """A host of this lab by its name, as the lab's ssh_config knows it, or localhost."""
+        transport = transport or self.transport
+        assert transport, "say by which transport, or have `transport` or `ssh` among the fixtures"
         name = host if isinstance(host, str) else host.name
-        given = {"ssh_config": str(self.ssh_config), "python": sys.executable, **settings}
-        return HostSpec(name, transport=transport, **given)
+        if transport != "local":
+            given = {"ssh_config": str(self.ssh_config), "python": sys.executable, **settings}
+            return HostSpec(name, transport=transport, **given)
+        if name not in self.hosts:
+            return HostSpec("localhost", transport="local", **settings)
+        # it finds the directories as sshd would set them, and stays as the agents of others do
+        env = self.hosts[name].env.items()
+        exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in env)
+        given = {"keep": True, **settings, "prepare": exports + settings.get("prepare", "")}
+        return HostSpec(name, transport="local", **given)
 
     def settings(self, **changes: Any) -> Settings:
         return Settings(**{"connect_timeout": 10.0, **changes})
@@ -137,6 +164,15 @@ class Lab:
         path.write_text(text)
         self.environment.setenv("JAM_HOSTS_FILE", str(path))
         return path
+
+    def hosts_yaml_of(self, *specs: HostSpec) -> Path:
+        """A hosts file that says what these specs say."""
+        keys = ("transport", "python", "workers", "prepare", "keep", "ssh_config")
+        hosts = {
+            spec.label: {key: found for key in keys if (found := getattr(spec, key))}
+            for spec in specs
+        }
+        return self.hosts_yaml(json.dumps({"connect_timeout": 10, "hosts": hosts}))
 
     def left_behind(self) -> dict[int, str]:
         """Processes of this test's hosts: {pid: command line}."""
@@ -200,26 +236,31 @@ def _strangers(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(params=TRANSPORTS)
-def host(request: pytest.FixtureRequest, lab: Lab) -> HostSpec:
-    """One host, over each transport in turn."""
-    transport = request.param
-    if transport != "local":
-        lab.host("lab1")
-    return lab.spec("lab1", transport)
-
-
-@pytest.fixture(params=("fabric", "openssh"))
-def ssh(request: pytest.FixtureRequest) -> str:
-    """The name of a transport that goes over SSH."""
+def transport(request: pytest.FixtureRequest, lab: Lab) -> str:
+    """The name of each transport in turn; the lab's hosts are reached over it."""
+    lab.reached_over(request.param)
     return request.param
 
 
-@pytest.fixture(params=("fabric", "openssh"))
-def hosts(request: pytest.FixtureRequest, lab: Lab) -> tuple[HostSpec, HostSpec]:
-    """Two hosts, over each SSH transport in turn."""
-    lab.host("lab1")
-    lab.host("lab2", key="host2")
-    return lab.spec("lab1", request.param), lab.spec("lab2", request.param)
+@pytest.fixture(params=SSH)
+def ssh(request: pytest.FixtureRequest, lab: Lab) -> str:
+    """The name of each transport that goes over SSH; the lab's hosts are reached over it."""
+    lab.reached_over(request.param)
+    return request.param
+
+
+@pytest.fixture
+def host(transport: str, lab: Lab) -> HostSpec:
+    """One host, over each transport in turn; local, it is localhost as anybody has it."""
+    if transport == "local":
+        return lab.spec("localhost")
+    return lab.spec(lab.host("lab1"))
+
+
+@pytest.fixture
+def hosts(transport: str, lab: Lab) -> tuple[HostSpec, HostSpec]:
+    """Two hosts, over each transport in turn."""
+    return lab.spec(lab.host("lab1")), lab.spec(lab.host("lab2", key="host2"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sshd import Host, command_line, descendants, kill, parents, wait_until
+from sshd import Host, command_line, descendants, kill, marked, parents, wait_until
 
 from jamtasks import Master
 
@@ -77,8 +77,11 @@ def screen_of(run_dir: str | Path) -> int:
 
 
 def sessions(host: Host) -> list[int]:
-    """The sshd processes of its connections: `sshd: …`, from OpenSSH 9.8 on `sshd-session: …`."""
-    assert host.process is not None
+    """The processes that carry its connections. sshd's: `sshd: …`, from OpenSSH 9.8 on
+    `sshd-session: …`. Where the host has no sshd, those that attach to its agent."""
+    if host.process is None:
+        lines = marked(f"JAM_TEST={host.env['JAM_TEST']}")
+        return [pid for pid, line in lines.items() if " attach " in line]
     return [
         pid
         for pid in descendants(host.process.pid)
@@ -86,8 +89,8 @@ def sessions(host: Host) -> list[int]:
     ]
 
 
-def stop_sshd(host: Host) -> list[int]:
-    """The listener and its connections stand still, as if packets vanished; their pids."""
+def cut_off(host: Host) -> list[int]:
+    """sshd's listener and connections stand still, as if packets vanished; their pids."""
     assert host.process is not None
     stopped = [host.process.pid, *sessions(host)]
     for pid in stopped:

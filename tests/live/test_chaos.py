@@ -19,11 +19,11 @@ import pytest
 from faults import (
     Running,
     agents,
+    cut_off,
     go_on,
     is_alive,
     screen_of,
     sessions,
-    stop_sshd,
     stored,
     wait_state,
 )
@@ -117,7 +117,7 @@ def stop_ssh(host: Host, fault: Fault) -> Done:
 
 def silence(host: Host, fault: Fault) -> Done:
     """No byte comes, and none is refused."""
-    stopped = stop_sshd(host)
+    stopped = cut_off(host)
     return f"stopped {stopped}", lambda: go_on(stopped)
 
 

@@ -36,12 +36,6 @@ def master(host):
 
 
 @pytest.fixture
-def here(lab):
-    with Master([lab.spec("localhost", "local", workers=3)], on_output=lambda *line: None) as made:
-        yield made
-
-
-@pytest.fixture
 def received(monkeypatch):
     """A list of the lengths of what came back."""
     found = []
@@ -90,7 +84,7 @@ def test_the_pairs_are_those_of_the_tree(master, module):
 
 
 @pytest.mark.parametrize("workers", [(1,), (4,), (1, 1), (2, 3)])
-def test_the_bits_are_the_same_whatever_the_hosts(lab, module, workers):
+def test_the_bits_are_the_same_whatever_the_hosts(lab, transport, module, workers):
     rows = numpy.random.default_rng(1).normal(size=(130, 50))
     data, name = DataSet(rows), module(SINES)
     expected = along_the_tree([numpy.sin(rows[i : i + 6] * 0.3).sum(axis=0) for i in
@@ -142,17 +136,17 @@ def test_without_a_dataset_the_calls_of_a_host_are_combined(lab, host, module):
         assert len(answers) == 3 == len(set(answers)) and master.last_run.slices == 3
 
 
-def test_very_many_tiny_slices(here, module, received):
+def test_very_many_tiny_slices(master, module, received):
     name = module("def mapfunc(params, items):\n    return [items[0] * params]\n"
                   "def reduce(a, b):\n    return a + b\n")  # fmt: skip
     numbers = list(range(3000))
-    assert here.run(name, 3, numbers, slice_size=1, combine="host") == [3 * n for n in numbers]
-    report = here.last_run
+    assert master.run(name, 3, numbers, slice_size=1, combine="host") == [3 * n for n in numbers]
+    report = master.last_run
     assert report.slices == 3000 == sum(one.tasks for one in report.hosts)
     assert report.bytes_sent < 1_000_000
 
 
-def test_values_of_any_kind_and_a_reduce_that_uses_one_buffer_again(here, module):
+def test_values_of_any_kind_and_a_reduce_that_uses_one_buffer_again(master, module):
     name = module(
         """
         import numpy
@@ -179,14 +173,14 @@ def test_values_of_any_kind_and_a_reduce_that_uses_one_buffer_again(here, module
         """
     )
     for _ in range(3):
-        made = here.run(name, None, list(range(21)), slice_size=1, combine="host").values
+        made = master.run(name, None, list(range(21)), slice_size=1, combine="host").values
         assert made[0].tolist() == [210.0] * 3 and made[2].tolist() == [210.0] * 2
         assert {key: value.tolist() for key, value in made[1].items()} == {
             number: [float(number)] * 3 for number in range(21)
         }
 
 
-def test_what_is_printed_is_shown_with_its_slice(lab, module):
+def test_what_is_printed_is_shown_with_its_slice(host, module):
     lines = []
     name = module(
         """
@@ -198,8 +192,8 @@ def test_what_is_printed_is_shown_with_its_slice(lab, module):
             return "(%s%s)" % (a, b)
         """
     )
-    spec = lab.spec("localhost", "local", workers=2)
-    with Master([spec], on_output=lambda *line: lines.append(line)) as master:
+    two = dataclasses.replace(host, workers=2)
+    with Master([two], on_output=lambda *line: lines.append(line)) as master:
         for quiet in (-1, -1, 21):
             result = master.run(name, quiet, list(range(40)), slice_size=1, combine="host")
             assert result == without(40, ())
@@ -209,7 +203,7 @@ def test_what_is_printed_is_shown_with_its_slice(lab, module):
 # --- what breaks -------------------------------------------------------------------------------
 
 
-def test_failed_slices_are_left_out(here, module):
+def test_failed_slices_are_left_out(master, host, module):
     name = module(
         """
         def mapfunc(bad, items):
@@ -221,15 +215,15 @@ def test_failed_slices_are_left_out(here, module):
         """
     )
     numbers = list(range(21))
-    with pytest.raises(TaskFailed, match="slice 5 on localhost: ValueError: not 5"):
-        here.run(name, [5], numbers, slice_size=1, combine="host")
+    with pytest.raises(TaskFailed, match=f"slice 5 on {host.label}: ValueError: not 5"):
+        master.run(name, [5], numbers, slice_size=1, combine="host")
     for bad in ([5], [0, 1, 2, 3], [20], [4, 6, 7, 12]):
         for _ in range(2):
-            result = here.run(name, bad, numbers, slice_size=1, combine="host", keep_going=True)
+            result = master.run(name, bad, numbers, slice_size=1, combine="host", keep_going=True)
             assert result == without(21, set(bad))
-            assert [one.slice for one in here.last_run.failed] == bad
+            assert [one.slice for one in master.last_run.failed] == bad
     with pytest.raises(TaskFailed):
-        here.run(name, numbers, numbers, slice_size=1, combine="host", keep_going=True)
+        master.run(name, numbers, numbers, slice_size=1, combine="host", keep_going=True)
 
 
 @pytest.mark.parametrize("keep_going", [False, True])
@@ -255,7 +249,7 @@ def test_a_reduce_that_raises_there_names_host_and_slices(master, module, keep_g
     assert master.run(module(PAIRS), None, [0, 1], slice_size=1, combine="host") == "(01)"
 
 
-def test_a_reduce_that_raises_here_is_a_reduce_error(lab, module):
+def test_a_reduce_that_raises_here_is_a_reduce_error(lab, transport, module):
     lab.host("lab1")
     name = module(
         """
@@ -275,24 +269,24 @@ def test_a_reduce_that_raises_here_is_a_reduce_error(lab, module):
         master.run(name, None, list(range(8)), slice_size=1, combine="host")
 
 
-def test_a_reduce_that_kills_or_hangs(here, module):
+def test_a_reduce_that_kills_or_hangs(master, module):
     kills = module(PAIRS.replace('    return "(', '    import os; os._exit(3)\n    return "('))
     with pytest.raises(TaskFailed) as caught:
-        here.run(kills, None, list(range(3)), slice_size=1, combine="host")
+        master.run(kills, None, list(range(3)), slice_size=1, combine="host")
     assert "3 workers died of it" in caught.value.message
     assert "exit code 3" in caught.value.message
     hangs = module(PAIRS.replace('    return "(', '    import time; time.sleep(60)\n    return "('))
     with pytest.raises(TaskFailed, match=r"still running after 0\.3 s"):
-        here.run(hangs, None, list(range(3)), slice_size=1, combine="host", task_timeout=0.3)
+        master.run(hangs, None, list(range(3)), slice_size=1, combine="host", task_timeout=0.3)
 
 
-def test_what_reduce_returns_has_to_travel(here, module):
+def test_what_reduce_returns_has_to_travel(master, module):
     name = module(PAIRS.replace('return "(%s%s)" % (a, b)', "return lambda: 0"))
     with pytest.raises(TaskFailed, match="what reduce returned cannot travel"):
-        here.run(name, None, list(range(8)), slice_size=1, combine="host")
+        master.run(name, None, list(range(8)), slice_size=1, combine="host")
 
 
-def test_a_worker_that_dies_changes_nothing(here, module, tmp_path):
+def test_a_worker_that_dies_changes_nothing(master, module, tmp_path):
     name = module(
         """
         import os, signal, time
@@ -311,8 +305,8 @@ def test_a_worker_that_dies_changes_nothing(here, module, tmp_path):
         """
     )
     numbers = list(range(40))
-    assert here.run(name, str(tmp_path), numbers, slice_size=1, combine="host") == without(40, ())
-    assert here.last_run.retried == 3
+    assert master.run(name, str(tmp_path), numbers, slice_size=1, combine="host") == without(40, ())
+    assert master.last_run.retried == 3
 
 
 GATED = """
@@ -366,6 +360,6 @@ def test_a_host_that_leaves_answers_what_it_keeps(hosts, module, tmp_path):
         wait_state(master, "lab1", "left")
 
 
-def test_other_words_are_refused(here, module):
+def test_other_words_are_refused(master, module):
     with pytest.raises(UsageError, match="combine='worker' means nothing"):
-        here.run(module(PAIRS), None, [1], combine="worker")
+        master.run(module(PAIRS), None, [1], combine="worker")

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from faults import go_on, stop_sshd
+from faults import cut_off, go_on
 from sshd import free_port, keygen, wait_until
 
 from jamtasks import Master, transport
@@ -452,7 +452,7 @@ def test_close_ends_a_write_to_a_host_that_stands_still(lab, way):
     assert channel.read(100) == b"ready\n"
     if way == "fabric":  # it blocks in the socket, as on a line with a small window
         connection._login._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    stopped = stop_sshd(host)
+    stopped = cut_off(host)
     outcome = []
 
     def write():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from faults import Running, agent, go_on, screen_of, sessions, states, stop_sshd, stored, wait_state
+from faults import Running, agent, cut_off, go_on, screen_of, sessions, states, stored, wait_state
 from sshd import kill, wait_until
 
 from jamtasks import Master
@@ -35,8 +36,8 @@ def mapfunc(folder, items):
 
 
 @pytest.fixture
-def two(lab):
-    """This machine, and one over SSH whose silence is noticed soon."""
+def two(lab, transport):
+    """This machine, and another host whose silence is noticed soon."""
     host = lab.host("lab1")
     specs = [lab.spec("localhost", "local", workers=1), lab.spec("lab1", workers=2)]
     with Master(specs, settings=lab.settings(dead_after=3.0, connect_timeout=3.0)) as master:
@@ -47,7 +48,7 @@ def two(lab):
 # --- workers -----------------------------------------------------------------------------------
 
 
-def test_workers_that_die_are_counted_each_with_its_reason(lab, module, tmp_path):
+def test_workers_that_die_are_counted_each_with_its_reason(host, module, tmp_path):
     """By a signal, by os._exit, by a crash in C, and for want of memory where groups limit it."""
     group = Path(f"/sys/fs/cgroup/memory/{tmp_path.name}")
     limited = os.access(group.parent, os.W_OK)
@@ -84,7 +85,7 @@ def test_workers_that_die_are_counted_each_with_its_reason(lab, module, tmp_path
         """
     )
     try:
-        with Master([lab.spec("localhost", "local", workers=2)]) as master:
+        with Master([dataclasses.replace(host, workers=2)]) as master:
             assert master.run(name, str(tmp_path), list(range(10)), slice_size=1) == 45
             report = master.last_run
     finally:
@@ -102,7 +103,7 @@ def test_workers_that_die_are_counted_each_with_its_reason(lab, module, tmp_path
         assert reason in told[item] and f"last words of {item}" in told[item], report.notes
 
 
-def test_too_little_memory_for_python_is_an_exception_that_says_so(lab, module):
+def test_too_little_memory_for_python_is_an_exception_that_says_so(host, module):
     name = module(
         """
         import resource
@@ -111,7 +112,7 @@ def test_too_little_memory_for_python_is_an_exception_that_says_so(lab, module):
             return len(bytearray(params)) if items[0] == 3 else 0
         """
     )
-    with Master([lab.spec("localhost", "local", workers=1)]) as master:
+    with Master([dataclasses.replace(host, workers=1)]) as master:
         assert master.run(name, 1 << 32, list(range(6)), slice_size=1, keep_going=True) == 0
         (failed,) = master.last_run.failed
     assert (failed.slice, failed.type) == (3, "MemoryError")
@@ -144,12 +145,14 @@ def test_what_is_killed_comes_back_into_the_same_run(two, module, tmp_path, vict
     assert (agent(host.run_dir)["pid"] == before["pid"]) == (victim == "connection")
 
 
+# what is local has nothing on its way that could be silent
+@pytest.mark.parametrize("transport", ["fabric", "openssh"], indirect=True)
 def test_a_silent_connection_is_noticed_and_the_host_rejoins(two, module, tmp_path):
     """As after a cable was pulled: nothing comes, nothing is refused; later everything goes on."""
     host, master = two
     run = Running(master.run, module(GATED), str(tmp_path), list(range(12)), slice_size=1)
     wait_until((tmp_path / "at-lab1").exists, "lab1 works")
-    pids = stop_sshd(host)
+    pids = cut_off(host)
     try:
         began = time.monotonic()
         wait_state(master, "lab1", "lost", 10)
@@ -183,18 +186,14 @@ def test_an_agent_that_stands_still_is_lost_and_rejoins(two, module, tmp_path):
     assert agent(host.run_dir)["pid"] == pid
 
 
-@pytest.mark.parametrize("way", ["jump host", "openssh"])
-def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
+@pytest.mark.parametrize("way", ["direct", "jump host"])
+def test_a_host_that_stops_while_much_is_sent_to_it(lab, ssh, module, way):
     """A write that cannot go on holds up neither the run nor its end."""
     host = lab.host("lab1")
     if way == "jump host":
         lab.host("gate", key="host2")
         lab.write_ssh_config("Host lab1\n  ProxyJump gate\n")
-    transport = "openssh" if way == "openssh" else "fabric"
-    specs = [
-        lab.spec("localhost", "local", workers=1),
-        lab.spec("lab1", transport, workers=1),
-    ]
+    specs = [lab.spec("localhost", "local", workers=1), lab.spec("lab1", workers=1)]
     matrix = numpy.ones((16, 1 << 19))  # 64 MiB in slices of 4 MiB
     # long enough that the other host has not done all of it before this one counts as lost
     name = module(
@@ -207,7 +206,7 @@ def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
         run = Running(master.run, name, None, matrix, slice_size=1)
         try:
             wait_until(lambda: stored(host.run_dir, host.env["JAM_CACHE_DIR"]), "data comes")
-            pids = stop_sshd(host)
+            pids = cut_off(host)
             assert run.result(30) == matrix.sum()
             assert any("lab1 was lost: silent" in note for note in master.last_run.notes)
             wait_until(lambda: "silent" not in master.hosts()[1].note, "it is tried again", 10)
@@ -223,7 +222,7 @@ def test_a_host_that_stops_while_much_is_sent_to_it(lab, module, way):
 
 def test_when_all_hosts_are_gone_the_run_waits_and_then_names_each(lab, ssh, module, tmp_path):
     hosts = lab.host("lab1"), lab.host("lab2", key="host2")
-    specs = [lab.spec("lab1", ssh, workers=1), lab.spec("lab2", ssh, workers=1)]
+    specs = [lab.spec("lab1", workers=1), lab.spec("lab2", workers=1)]
     told = []
     settings = lab.settings(give_up_after=2.0)
     with Master(specs, settings=settings, on_notice=told.append) as master:
@@ -246,7 +245,7 @@ def test_when_all_hosts_are_gone_the_run_waits_and_then_names_each(lab, ssh, mod
 
 def test_a_host_that_comes_back_while_the_run_waits(lab, ssh, module, tmp_path):
     host = lab.host("lab1")
-    with Master([lab.spec("lab1", ssh, workers=2)], settings=lab.settings()) as master:
+    with Master([lab.spec("lab1", workers=2)], settings=lab.settings()) as master:
         master.wait(60)
         run = Running(master.run, module(GATED), str(tmp_path), list(range(8)), slice_size=1)
         wait_until((tmp_path / "at-lab1").exists, "it works")
@@ -262,11 +261,12 @@ def test_a_host_that_comes_back_while_the_run_waits(lab, ssh, module, tmp_path):
 # --- data --------------------------------------------------------------------------------------
 
 
-def test_stored_data_that_is_damaged_or_deleted_is_sent_again(lab, module):
+def test_stored_data_that_is_damaged_or_deleted_is_sent_again(lab, transport, module):
     name = module("def mapfunc(params, rows):\n    return float(rows.sum())\n")
     matrix = numpy.arange(200_000.0).reshape(8, -1)
-    spec = lab.spec("localhost", "local", workers=2, keep=True)
-    run_dir, cache = lab.here["JAM_RUN_DIR"], lab.here["JAM_CACHE_DIR"]
+    host = lab.host("lab1")
+    run_dir, cache = host.run_dir, host.env["JAM_CACHE_DIR"]
+    spec = lab.spec(host, workers=2)
     with Master([spec]) as master:
         assert master.run(name, None, matrix, slice_size=1) == matrix.sum()
         sent = master.last_run.bytes_sent
@@ -285,7 +285,7 @@ def test_stored_data_that_is_damaged_or_deleted_is_sent_again(lab, module):
         assert sent * 0.49 < master.last_run.bytes_sent < sent * 0.51
 
 
-def test_answers_that_nobody_folds_do_not_keep_a_host_from_the_next_run(lab, module, monkeypatch):
+def test_answers_that_nobody_folds_do_not_keep_a_host_from_the_next_run(host, module, monkeypatch):
     monkeypatch.setattr("jamtasks.link.LAG_MAX", 1 << 20)
     name = module(
         """
@@ -297,7 +297,7 @@ def test_answers_that_nobody_folds_do_not_keep_a_host_from_the_next_run(lab, mod
             raise ValueError("no")
         """
     )
-    with Master([lab.spec("localhost", "local", workers=2)]) as master:
+    with Master([dataclasses.replace(host, workers=2)]) as master:
         with pytest.raises(ReduceError):
             master.run(name, None, list(range(60)), slice_size=1)
         again = Running(master.run, module(SUM), None, list(range(10)))
