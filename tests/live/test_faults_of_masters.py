@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from faults import Running, agent, is_alive
 from sshd import command_line, descendants, kill, wait_until
 
-from jamtasks import Master
+from jamtasks import HostSpec, Master
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED_WITHIN = 3.0  # seconds that map functions may outlive the master that was stopped
@@ -37,29 +38,25 @@ def mapfunc(folder, items):
 
 # The program of a master: hosts as the lab knows them, work, and an answer on stdout.
 PROGRAM = """
-import sys
-from jamtasks import Master, HostSpec
-from jamtasks.settings import Settings
-name, transport, module, params, count, ssh_config = sys.argv[1:]
-spec = HostSpec(name, transport=transport, workers=2, keep=True if transport == "local" else None,
-                ssh_config=ssh_config or None, python=sys.executable)
-with Master([spec], settings=Settings(dead_after=3.0, connect_timeout=10.0)) as master:
+import dataclasses, sys
+from jamtasks import Master
+from jamtasks.settings import load
+hosts, module, params, count = sys.argv[1:]
+with Master(settings=dataclasses.replace(load(hosts), dead_after=3.0)) as master:
     print(master.run(module, params, list(range(int(count))), slice_size=1))
 """
 
 
 @pytest.fixture
 def start(lab, tmp_path):
-    """start(transport, module, count) runs a master in a process of its own."""
+    """start(spec, module, count) runs a master in a process of its own."""
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(PROGRAM))
     started = []
 
-    def program(transport: str, module: str, count: int = 4) -> subprocess.Popen[str]:
-        host = "localhost" if transport == "local" else "lab1"
-        config = "" if transport == "local" else str(lab.ssh_config)
+    def program(spec: HostSpec, module: str, count: int = 4) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, script, host, transport, module, tmp_path, str(count), config],
+            [sys.executable, script, lab.hosts_yaml_of(spec), module, tmp_path, str(count)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
@@ -90,23 +87,14 @@ def sleepers(lab) -> list[int]:
     return [pid for pid, line in lab.left_behind().items() if "sleep 30" in line]
 
 
-@pytest.mark.parametrize(
-    ("how", "transport"),
-    [
-        ("Ctrl-C", "fabric"),
-        ("Ctrl-C twice", "openssh"),
-        ("Ctrl-C twice", "local"),
-        ("SIGTERM", "fabric"),
-        ("SIGKILL", "openssh"),
-        ("SIGKILL", "local"),
-    ],
-)
-def test_what_ends_a_master_ends_its_work(lab, module, start, tmp_path, how, transport):
-    run_dir = Path(lab.here["JAM_RUN_DIR"] if transport == "local" else lab.host("lab1").run_dir)
-    master = start(transport, module(STUBBORN))
+@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGKILL"])
+def test_what_ends_a_master_ends_its_work(lab, transport, module, start, tmp_path, how):
+    host = lab.host("lab1")
+    spec = lab.spec(host, workers=2)
+    master = start(spec, module(STUBBORN))
     pids = working(tmp_path)
     wait_until(lambda: len(sleepers(lab)) == 8, "their children too")
-    serving = agent(run_dir)["pid"]
+    serving = agent(host.run_dir)["pid"]
     began = time.monotonic()
     number = signal.SIGINT if how.startswith("Ctrl-C") else getattr(signal, how)
     master.send_signal(number)
@@ -120,18 +108,21 @@ def test_what_ends_a_master_ends_its_work(lab, module, start, tmp_path, how, tra
     )
     _, err = master.communicate(timeout=10)
     assert master.returncode == -number, err
-    spec = lab.spec("lab1", transport, workers=2)
     with Master([spec]) as another:
         assert another.run(module(SUM), None, list(range(10))) == 45
-        assert agent(run_dir)["pid"] == serving, "the agent is the same"
+        assert agent(host.run_dir)["pid"] == serving, "the agent is the same"
 
 
-@pytest.mark.parametrize("victim", ["master", "ssh"])
+@pytest.mark.parametrize(
+    ("transport", "victim"),
+    [("local", "master"), ("fabric", "master"), ("openssh", "master"), ("openssh", "ssh")],
+    indirect=["transport"],
+)
 def test_a_master_that_stands_still_loses_its_tasks_and_may_come_back(
-    lab, module, start, tmp_path, victim
+    lab, transport, module, start, tmp_path, victim
 ):
     """As when its machine sleeps, or when the cable is cut and nobody can tell."""
-    lab.host("lab1", env={"JAM_MASTER_GONE_AFTER": "2"})
+    host = lab.host("lab1", env={"JAM_MASTER_GONE_AFTER": "2"})
     name = module(
         """
         import os, time
@@ -144,7 +135,7 @@ def test_a_master_that_stands_still_loses_its_tasks_and_may_come_back(
             return sum(items)
         """
     )
-    master = start("openssh", name)
+    master = start(lab.spec(host, workers=2), name)
     pids = working(tmp_path)
     if victim == "master":
         stopped = [master.pid]
@@ -162,9 +153,8 @@ def test_a_master_that_stands_still_loses_its_tasks_and_may_come_back(
     assert (master.returncode, out) == (0, "6\n"), err
 
 
-def test_two_masters_on_one_host_do_not_disturb_each_other(lab, ssh, module, start, tmp_path):
-    lab.host("lab1")
-    spec = lab.spec("lab1", ssh, workers=2)
+def test_two_masters_on_one_host_do_not_disturb_each_other(host, module, start, tmp_path):
+    spec = dataclasses.replace(host, workers=2)
     name = module(
         """
         import os, time
@@ -178,7 +168,7 @@ def test_two_masters_on_one_host_do_not_disturb_each_other(lab, ssh, module, sta
             return a + b
         """
     )
-    other = start(ssh, name, 10_000)
+    other = start(spec, name, 10_000)
     working(tmp_path)
     done = []
     with Master([spec], progress=lambda *state: done.append(state[0])) as master:
@@ -190,7 +180,7 @@ def test_two_masters_on_one_host_do_not_disturb_each_other(lab, ssh, module, sta
         assert master.last_run.retried == 0 and master.last_run.notes == ()
 
 
-def test_answers_that_wait_for_a_slow_slice_take_bounded_memory(lab, module, tmp_path):
+def test_answers_that_wait_for_a_slow_slice_take_bounded_memory(lab, host, module, tmp_path):
     """Slice 0 answers last, the others with 512 MiB: 32 MiB of them stay in memory."""
     name = module(
         """
@@ -205,12 +195,13 @@ def test_answers_that_wait_for_a_slow_slice_take_bounded_memory(lab, module, tmp
             return a[:1] + b[:1] if len(a) > 100 else a + b[:1]
         """
     )
+    lab.hosts_yaml_of(dataclasses.replace(host, workers=2))
     script = tmp_path / "large.py"
     script.write_text(
         textwrap.dedent(
             f"""
             import sys, threading, time
-            from jamtasks import Master, HostSpec
+            from jamtasks import Master
             sys.path.insert(0, {str(ROOT / "tests/live")!r})
             from faults import resident
             import os
@@ -219,8 +210,7 @@ def test_answers_that_wait_for_a_slow_slice_take_bounded_memory(lab, module, tmp
                 seen.append(done)
                 if done == total - 1:
                     open({str(tmp_path / "go")!r}, "w").close()
-            with Master([HostSpec("localhost", transport="local", workers=2)],
-                        progress=progress) as master:
+            with Master(progress=progress) as master:
                 master.wait()
                 before = resident(os.getpid())
                 result = master.run({name!r}, {str(tmp_path)!r}, list(range(65)), slice_size=1,
