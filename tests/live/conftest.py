@@ -264,6 +264,18 @@ def hosts(transport: str, lab: Lab) -> tuple[HostSpec, HostSpec]:
 
 
 @pytest.fixture
+def neighbour(transport: str, lab: Lab) -> HostSpec:
+    """One host with this machine's home, over each transport in turn; commands take it, unless they
+    are told which."""
+    if transport == "local":
+        spec = lab.spec("localhost")
+    else:
+        spec = lab.spec(lab.host("lab1", env={"HOME": os.environ["HOME"]}))
+    lab.hosts_yaml_of(spec)
+    return spec
+
+
+@pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     here = Place(tmp_path)
     yield here

@@ -34,17 +34,14 @@ ITEMS = list(range(40))
 
 
 @pytest.fixture
-def lab2(lab):
+def lab2(lab, transport):
     lab.host("lab1")
     lab.host("lab2", key="host2")
     return lab
 
 
 def hosts_yaml(lab, *names):
-    hosts = "".join(
-        f"  {name}: {{python: {lab.spec(name).python}, workers: 1}}\n" for name in names
-    )
-    return lab.hosts_yaml("connect_timeout: 10\nhosts:\n" + hosts)
+    return lab.hosts_yaml_of(*(lab.spec(name, workers=1) for name in names))
 
 
 def at(folder, host):

@@ -127,9 +127,9 @@ def reduce(a, b):
 
 
 @pytest.mark.parametrize("victim", ["workers", "connection", "agent"])
-def test_faults_in_the_middle_of_a_large_answer(lab, ssh, module, victim):
+def test_faults_in_the_middle_of_a_large_answer(lab, transport, module, victim):
     host = lab.host("lab1")
-    with Master([lab.spec(host, ssh, workers=3)]) as master:
+    with Master([lab.spec(host, workers=3)]) as master:
         name = module(SUMMED)
         assert master.run(name, 8, [0]).tolist() == [1.0]
         run = Running(master.run, name, SIZE, list(range(6)), slice_size=1)

@@ -42,7 +42,7 @@ def modules(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("with_numpy", [True, False], ids=["numpy", "no-numpy"])
 @pytest.mark.parametrize("python", pythons(), ids=str)
-def test_a_host_with_this_python(lab, modules, tmp_path, python, with_numpy):
+def test_a_host_with_this_python(lab, ssh, modules, tmp_path, python, with_numpy):
     plain, numbers = modules
     folder = numpy_for(python) if with_numpy else None
     if folder is None:  # the interpreter may have one of its own
@@ -52,7 +52,7 @@ def test_a_host_with_this_python(lab, modules, tmp_path, python, with_numpy):
         with_numpy = False
     lab.host("lab1", env={"PYTHONPATH": folder})
     lines = []
-    spec = lab.spec("lab1", "fabric", python=python.executable, workers=2)
+    spec = lab.spec("lab1", python=python.executable, workers=2)
     with Master([spec], on_output=lambda *line: lines.append(line)) as master:
         total, minors = master.run(plain, None, list(range(100)), slice_size=10)
         assert (total, minors) == (4950, {python.minor[1]})
@@ -79,13 +79,13 @@ def test_a_host_with_this_python(lab, modules, tmp_path, python, with_numpy):
                 master.run(numbers, params, matrix, slice_size=100)
 
 
-def test_hosts_of_different_pythons_in_one_run(lab, modules):
+def test_hosts_of_different_pythons_in_one_run(lab, ssh, modules):
     plain, numbers = modules
     oldest, newest = pythons()[0], [p for p in pythons() if p.implementation == "CPython"][-1]
     specs = []
     for name, key, python in (("lab1", "host1", oldest), ("lab2", "host2", newest)):
         lab.host(name, key=key, env={"PYTHONPATH": numpy_for(python) or ""})
-        specs.append(lab.spec(name, "openssh", python=python.executable, workers=2))
+        specs.append(lab.spec(name, python=python.executable, workers=2))
     matrix = numpy.arange(60_000.0).reshape(600, 100)
     with Master(specs, on_output=lambda *line: None) as master:
         _, minors = master.run(plain, None, list(range(100)), slice_size=5)

@@ -65,7 +65,7 @@ def test_lines_and_files(host, module, tmp_path):
         assert master.run(files, None, FilesDataSet(paths, shared=True), slice_size=1) == sizes
 
 
-def test_a_host_that_sees_another_file_takes_no_part(lab, module, matrix, tmp_path):
+def test_a_host_that_sees_another_file_takes_no_part(lab, transport, module, matrix, tmp_path):
     """Not by its size alone: by its time and its content too."""
     home = lab.private("elsewhere")
     spec = lab.spec(lab.host("lab1"), workers=2)
@@ -111,7 +111,9 @@ def test_what_cannot_be_shared_is_refused(tmp_path):
             as_dataset(data, shared=True)
 
 
-def test_by_the_command_line_and_through_the_job_plane(lab, module, matrix, tmp_path, monkeypatch):
+def test_by_the_command_line_and_through_the_job_plane(
+    lab, neighbour, module, matrix, tmp_path, monkeypatch
+):
     shell = Shell(tmp_path, lab)
     shell.module("total", SUM)
     code, out, err = shell.jam("map", "total", "--dataset", str(matrix), "--shared")

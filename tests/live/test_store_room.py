@@ -27,15 +27,11 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
-@pytest.fixture(params=["local", "fabric"])
-def small(request, lab):
+@pytest.fixture
+def small(lab, transport):
     """A host with 200 KiB in memory and 400 KiB on disk for data."""
-    lab.environment.setenv("JAM_STORE_RAM", str(200 * KIB))
-    lab.environment.setenv("JAM_STORE_DISK", str(400 * KIB))
-    if request.param == "local":
-        return lab.spec("localhost", "local", workers=2)
-    prepare = f"export JAM_STORE_RAM={200 * KIB} JAM_STORE_DISK={400 * KIB}"
-    return lab.spec(lab.host(), request.param, workers=2, prepare=prepare)
+    env = {"JAM_STORE_RAM": str(200 * KIB), "JAM_STORE_DISK": str(400 * KIB)}
+    return lab.spec(lab.host(env=env), workers=2)
 
 
 def test_a_dataset_larger_than_the_store(small, module):
