@@ -1,5 +1,6 @@
 """The command line for real: processes, exit codes, what is on stdout and what on stderr."""
 
+import dataclasses
 import json
 import os
 import re
@@ -75,6 +76,22 @@ def shell(tmp_path, lab):
     return Shell(tmp_path, lab)
 
 
+@pytest.fixture
+def one(shell, host):
+    """A shell whose commands go to one host, over each transport in turn."""
+    shell.lab.hosts_yaml_of(host)
+    return shell
+
+
+@pytest.fixture
+def two(shell, ssh, monkeypatch):
+    """A shell for which lab1 and lab2 are hosts that no file names, over each SSH transport."""
+    monkeypatch.setenv("JAM_REMOTE_PYTHON", sys.executable)  # it has numpy
+    shell.lab.host("lab1")
+    shell.lab.host("lab2", key="host2")
+    return shell
+
+
 def complains(result, code, *words):
     """It failed with this code, in one or two lines that hold these words."""
     found, out, err = result
@@ -115,10 +132,10 @@ def test_the_first_command(shell):
     assert re.fullmatch(summary, err.splitlines()[-1])
 
 
-def test_a_second_command_sends_no_data_again(shell):
+def test_a_second_command_sends_no_data_again(one):
     runs = []
     for _ in range(2):
-        code, out, err = shell.inv("map", "examples.sum_matrix", "--json")
+        code, out, err = one.inv("map", "examples.sum_matrix", "--json")
         assert code == 0, err
         runs.append(json.loads(out))
     first, second = runs
@@ -133,15 +150,15 @@ def test_a_second_command_sends_no_data_again(shell):
 @pytest.mark.parametrize(
     "name", ["multiply_sum", "inner_product", "progressions", "newton_sqrt", "sparse_autoencoder"]
 )
-def test_examples_as_modules(shell, name):
-    code, out, err = shell.inv("map", f"examples.{name}")
+def test_examples_as_modules(one, name):
+    code, out, err = one.inv("map", f"examples.{name}")
     assert code == 0, err
     assert out
-    assert shell.inv("map", f"examples.{name}", "--combine")[:2] == (0, out)
+    assert one.inv("map", f"examples.{name}", "--combine")[:2] == (0, out)
 
 
-def test_char_count_of_a_glob(shell):
-    code, out, err = shell.inv("map", "examples.char_count", "--dataset", "texts/*.txt")
+def test_char_count_of_a_glob(one):
+    code, out, err = one.inv("map", "examples.char_count", "--dataset", "texts/*.txt")
     assert code == 0, err
     total = sum(
         len(line.rstrip("\n"))
@@ -173,33 +190,33 @@ def test_sparse_autoencoder_as_a_program(shell, flags):
 # --- bootstrap and fire -------------------------------------------------------------------------
 
 
-def test_bootstrap_then_fire(shell):
-    (shell.folder / "hosts.yaml").write_text("hosts: {localhost: {keep: true, workers: 3}}\n")
-    code, out, err = shell.jam("bootstrap", "--json")
+def test_bootstrap_then_fire(one, host):
+    one.lab.hosts_yaml_of(dataclasses.replace(host, keep=True, workers=3))
+    code, out, err = one.jam("bootstrap", "--json")
     assert code == 0, err
-    (host,) = json.loads(out)["hosts"]
-    assert list(host) == (
+    (row,) = json.loads(out)["hosts"]
+    assert list(row) == (
         "name state python implementation numpy cpus workers payload seconds note".split()
     )
-    assert (host["name"], host["state"], host["workers"]) == ("localhost", "up", 3)
-    assert host["payload"] in ("sent", "present")
-    assert shell.agents(), "keep: true leaves an agent"
-    code, out, err = shell.jam("bootstrap")
+    assert (row["name"], row["state"], row["workers"]) == (host.label, "up", 3)
+    assert row["payload"] in ("sent", "present")
+    assert one.agents(), "keep: true leaves an agent"
+    code, out, err = one.jam("bootstrap")
     assert code == 0, err
     assert out.splitlines()[0].split()[:3] == ["HOST", "STATE", "PYTHON"]
     assert "present" in out
-    code, out, err = shell.jam("fire")
+    code, out, err = one.jam("fire")
     assert code == 0, err
     assert "nothing is left" in err
-    assert not shell.agents()
-    code, out, err = shell.jam("fire", "--json")
+    assert not one.agents()
+    code, out, err = one.jam("fire", "--json")
     assert (code, json.loads(out)) == (
         0,
-        {"project": "default", "hosts": [{"name": "localhost", "ended": 0, "left": 0}]},
+        {"project": "default", "hosts": [{"name": host.label, "ended": 0, "left": 0}]},
     )
 
 
-def test_fire_alone_ends_the_agent_here_that_the_hosts_file_leaves_out(shell):
+def test_fire_alone_ends_the_agent_here_that_the_hosts_file_leaves_out(shell, ssh):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -212,22 +229,22 @@ def test_fire_alone_ends_the_agent_here_that_the_hosts_file_leaves_out(shell):
     assert not shell.agents()
 
 
-def test_fire_ends_no_other_project(shell):
-    (shell.folder / "hosts.yaml").write_text("hosts: {localhost: {keep: true}}\n")
-    assert shell.jam("bootstrap", "--project", "ab")[0] == 0
-    kept = shell.agents()
-    assert shell.jam("fire", "--project", "a")[0] == 0
-    assert shell.agents() == kept
-    assert shell.jam("fire", "--project", "ab")[0] == 0
+def test_fire_ends_no_other_project(one, host):
+    one.lab.hosts_yaml_of(dataclasses.replace(host, keep=True))
+    assert one.jam("bootstrap", "--project", "ab")[0] == 0
+    kept = one.agents()
+    assert one.jam("fire", "--project", "a")[0] == 0
+    assert one.agents() == kept
+    assert one.jam("fire", "--project", "ab")[0] == 0
 
 
 # --- results and errors -------------------------------------------------------------------------
 
 
-def test_json_keys(shell):
-    name = shell.module("ones", "def mapfunc(params, dataset): return {'x': (params, b'!')}\n"
+def test_json_keys(one):
+    name = one.module("ones", "def mapfunc(params, dataset): return {'x': (params, b'!')}\n"
                         "def reduce(a, b): return a\n")  # fmt: skip
-    code, out, err = shell.jam("map", name, "--json", "--params", "2.5")
+    code, out, err = one.jam("map", name, "--json", "--params", "2.5")
     assert code == 0, err
     value = json.loads(out)
     assert list(value) == (
@@ -240,8 +257,8 @@ def test_json_keys(shell):
     assert value["workers"] == value["slices"] >= 1
 
 
-def test_what_mapfunc_prints_is_on_stderr_with_host_and_slice(shell):
-    name = shell.module(
+def test_what_mapfunc_prints_is_on_stderr_with_host_and_slice(one, host):
+    name = one.module(
         "talks",
         """
         import sys
@@ -252,11 +269,11 @@ def test_what_mapfunc_prints_is_on_stderr_with_host_and_slice(shell):
             return 7
         """,
     )
-    code, out, err = shell.jam("map", name, "--quiet")
+    code, out, err = one.jam("map", name, "--quiet")
     assert (code, out) == (0, "7\n")
     assert sorted(err.splitlines()) == [
-        "[localhost slice 0] to stderr",
-        "[localhost slice 0] to stdout",
+        f"[{host.label} slice 0] to stderr",
+        f"[{host.label} slice 0] to stdout",
     ]
 
 
@@ -269,24 +286,24 @@ def mapfunc(params, numbers):
 """
 
 
-def test_an_exception_in_two_lines_with_its_place(shell):
-    name = shell.module("fails", FAILS)
-    words = ["slice 1 on localhost: ValueError: two is bad", "fails.py:5 in mapfunc: raise"]
-    complains(shell.jam("map", name, "--slice-size", "1"), 1, *words)
+def test_an_exception_in_two_lines_with_its_place(one, host):
+    name = one.module("fails", FAILS)
+    words = [f"slice 1 on {host.label}: ValueError: two is bad", "fails.py:5 in mapfunc: raise"]
+    complains(one.jam("map", name, "--slice-size", "1"), 1, *words)
 
 
-def test_debug_shows_the_remote_traceback(shell):
-    code, _, err = shell.jam("map", shell.module("fails", FAILS), "--slice-size", "1", "--debug")
+def test_debug_shows_the_remote_traceback(one):
+    code, _, err = one.jam("map", one.module("fails", FAILS), "--slice-size", "1", "--debug")
     assert code == 1
     assert 'raise ValueError("two is bad")' in err
     assert "jamtasks.errors.TaskFailed" in err
 
 
-def test_keep_going(shell):
-    name = shell.module("fails", FAILS)
-    code, out, err = shell.jam("map", name, "--slice-size", "1", "--keep-going")
+def test_keep_going(one, host):
+    name = one.module("fails", FAILS)
+    code, out, err = one.jam("map", name, "--slice-size", "1", "--keep-going")
     assert (code, out) == (1, "4\n")
-    assert "slice 1 on localhost: ValueError: two is bad" in err
+    assert f"slice 1 on {host.label}: ValueError: two is bad" in err
 
 
 @pytest.mark.parametrize(
@@ -334,7 +351,7 @@ def test_bad_hosts_file(shell, text, words):
     complains(shell.jam("map", name), 2, *words)
 
 
-def test_no_host_at_all_is_3(shell):
+def test_no_host_at_all_is_3(shell, ssh):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
         where = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -348,7 +365,7 @@ def test_no_host_at_all_is_3(shell):
         assert "not proven" in out and "not proven" in err
 
 
-def test_the_others_go_on_without_a_dead_host(shell):
+def test_the_others_go_on_without_a_dead_host(shell, ssh):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -358,8 +375,8 @@ def test_the_others_go_on_without_a_dead_host(shell):
     assert re.search(r"^127\.0\.0\.1\S* \(unreachable\): .*refused", err, re.MULTILINE)
 
 
-def test_ctrl_c_is_130_and_ends_the_work(shell):
-    name = shell.module(
+def test_ctrl_c_is_130_and_ends_the_work(one):
+    name = one.module(
         "slow",
         """
         import os, time
@@ -370,9 +387,9 @@ def test_ctrl_c_is_130_and_ends_the_work(shell):
                 time.sleep(0.05)
         """,
     )
-    process = shell.start(*JAM, "map", name, "--params", json.dumps(str(shell.folder)))
+    process = one.start(*JAM, "map", name, "--params", json.dumps(str(one.folder)))
     try:
-        wait_until((shell.folder / "started").exists, "mapfunc runs")
+        wait_until((one.folder / "started").exists, "mapfunc runs")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=SECONDS)
     finally:
@@ -445,10 +462,10 @@ def test_ctrl_c_is_130_from_the_tasks_file_on(interrupted):
 @pytest.mark.parametrize(
     ("closed", "code"), [("<&-", 0), ("2>&-", 0), (">&-", 2), ("<&- 2>&- >&-", 2)]
 )
-def test_closed_standard_streams(shell, closed, code):
+def test_closed_standard_streams(one, closed, code):
     """As cron and some daemons start programs."""
     line = f'exec "$@" {closed}'
-    found = shell.run("/bin/sh", "-c", line, "sh", *JAM, "map", "examples.sum_matrix")
+    found = one.run("/bin/sh", "-c", line, "sh", *JAM, "map", "examples.sum_matrix")
     assert found[0] == code
     if code:
         assert found[2] == "" if "2>" in closed else "jam: stdout is closed" in found[2]
@@ -466,16 +483,6 @@ def test_a_reader_that_goes_is_no_error(shell):
 
 
 # --- over SSH -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=("fabric", "openssh"))
-def two(request, shell, monkeypatch):
-    """A shell for which lab1 and lab2 are hosts, over each SSH transport in turn."""
-    monkeypatch.setenv("JAM_TRANSPORT", request.param)
-    monkeypatch.setenv("JAM_REMOTE_PYTHON", sys.executable)  # it has numpy
-    shell.lab.host("lab1")
-    shell.lab.host("lab2", key="host2")
-    return shell
 
 
 def test_bootstrap_map_and_fire_on_two_hosts(two):
