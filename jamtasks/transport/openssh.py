@@ -205,7 +205,11 @@ def explain(hop: Hop, stderr: str) -> HostError:
     host = hop.spec.label
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if not _CROWDED.search(line)]
-    said = (telling or lines or ["ssh ended without a word"])[-1].removeprefix("ssh: ").rstrip(".")
+    hint = "try it by hand: " + by_hand(hop)
+    if not lines:  # at our LogLevel it does not say that its session was refused
+        message = "ssh ended without a word; perhaps it logged in, and sshd runs no command for us"
+        return HostError(host, message, hint, retry=True)
+    said = (telling or lines)[-1].removeprefix("ssh: ").rstrip(".")
     text = "\n".join(lines)
     if "IDENTIFICATION HAS CHANGED" in text or "REVOKED HOST KEY" in text:
         found = re.search(r"(?:Offending|revoked).* key in (\S+):(\d+)", text)
@@ -220,10 +224,10 @@ def explain(hop: Hop, stderr: str) -> HostError:
         return HostKeyError(host, message, hint)
     if "Permission denied" in text or "Too many authentication failures" in text:
         denied = next(line for line in reversed(lines) if "denied" in line or "Too many" in line)
-        return AuthenticationError(host, denied.rstrip("."), "try it by hand: " + by_hand(hop))
-    if lines and not telling:
+        return AuthenticationError(host, denied.rstrip("."), hint)
+    if not telling:
         return Crowded(host, said, "sshd may be full (MaxStartups), or bans this address")
-    return HostError(host, said, "try it by hand: " + by_hand(hop), retry=bool(_LATER.search(text)))
+    return HostError(host, said, hint, retry=bool(_LATER.search(text)))
 
 
 def by_hand(hop: Hop) -> str:

@@ -90,7 +90,7 @@ def test_probe_and_fire(host, lab, attach):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_login_shells_that_print(shell, lab, attach):
+def test_login_shells_that_print(shell, ssh, lab, attach):
     path = shutil.which(shell)
     assert path, f"apt-get install {shell}"
     name, text = SHELLS[shell]
@@ -113,18 +113,18 @@ def test_login_shells_that_print(shell, lab, attach):
 def test_much_noise(ssh, lab, attach):
     host = lab.host()
     (host.home / ".bashrc").write_text("for i in $(seq 5000); do echo 0123456789; done\n")
-    assert len(attach(lab.spec(host, ssh)).noise) == 5000 * 11 - 1
+    assert len(attach(lab.spec(host)).noise) == 5000 * 11 - 1
 
 
 def test_endless_noise_is_shown(ssh, lab):
     host = lab.host()
     (host.home / ".bashrc").write_text("exec yes spam\n")
-    refused(lab.spec(host, ssh), lab, "lab1", "print more than 64 kB", "spam | spam")
+    refused(lab.spec(host), lab, "lab1", "print more than 64 kB", "spam | spam")
 
 
 def test_a_login_shell_that_refuses(ssh, lab):
     host = lab.host("lab1", "ForceCommand echo This account is not available.; exit 1")
-    refused(lab.spec(host, ssh), lab, "login shell ended with 1", "account is not available")
+    refused(lab.spec(host), lab, "login shell ended with 1", "account is not available")
 
 
 def test_a_start_up_file_that_hangs(ssh, lab, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_start_up_file_that_hangs(ssh, lab, monkeypatch):
     monkeypatch.setattr(bootstrap, "LOGIN_TIMEOUT", 1.5)
     host = lab.host()
     (host.home / ".bashrc").write_text("read x\n")
-    refused(lab.spec(host, ssh), lab, "no answer within", "logging in")
+    refused(lab.spec(host), lab, "no answer within", "logging in")
 
 
 # --- prepare -----------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_no_python(ssh, lab, bare, monkeypatch):
     host, _ = bare
     monkeypatch.setattr(bootstrap, "PYTHONS", ["python3", "python"])
     refused(
-        lab.spec(host, ssh, python=None),
+        lab.spec(host, python=None),
         lab,
         "no Python 3.6 or newer",
         "python3, python",
@@ -203,10 +203,10 @@ def test_old_pythons_are_passed_over(ssh, lab, bare, monkeypatch, attach):
     monkeypatch.setattr(bootstrap, "PYTHONS", ["python3", "python", "python3.9"])
     script(tools / "python3", "exit 1")
     script(tools / "python3.9", f'exec {sys.executable} "$@"')
-    greeted(attach(lab.spec(host, ssh, python=None)))
+    greeted(attach(lab.spec(host, python=None)))
 
 
-def test_the_python_that_was_asked_for(lab, attach):
+def test_the_python_that_was_asked_for(ssh, lab, attach):
     host = lab.host()
     place = lab.folder / "my pythons"
     place.mkdir()
@@ -218,7 +218,7 @@ def test_the_python_that_was_asked_for(lab, attach):
     assert told["executable"] == str(place / "python3")
 
 
-def test_a_python_in_the_home_and_one_with_an_odd_name(lab, attach):
+def test_a_python_in_the_home_and_one_with_an_odd_name(ssh, lab, attach):
     host = lab.host()
     for name in ("venv/bin/python", "it's/python!"):
         path = host.home / name
@@ -231,13 +231,13 @@ def test_a_python_in_the_home_and_one_with_an_odd_name(lab, attach):
 
 def test_a_python_that_will_not_do(ssh, lab):
     host = lab.host()
-    spec = lab.spec(host, ssh, python="/nowhere/python3")
+    spec = lab.spec(host, python="/nowhere/python3")
     refused(spec, lab, "there is no /nowhere/python3", "`python:`")
     answer = "case $3 in *version_info*) exit 1;; *) echo 3 5 2 cpython 0;; esac"
     old = script(host.home / "bin/python3", answer)
-    refused(lab.spec(host, ssh, python=str(old)), lab, "is Python 3.5.2", "3.6 or newer")
+    refused(lab.spec(host, python=str(old)), lab, "is Python 3.5.2", "3.6 or newer")
     broken = script(host.home / "bin/broken", "exit 127")
-    refused(lab.spec(host, ssh, python=str(broken)), lab, "broken does not run")
+    refused(lab.spec(host, python=str(broken)), lab, "broken does not run")
 
 
 def test_numpy_decides_then_the_newest(monkeypatch):
@@ -261,10 +261,10 @@ def test_numpy_decides_then_the_newest(monkeypatch):
 
 def test_a_home_that_cannot_be_written(ssh, lab):
     host = lab.host("lab1", env={"JAM_CACHE_DIR": "/proc/nowhere"})
-    refused(lab.spec(host, ssh), lab, "cannot write to /proc/nowhere", "JAM_CACHE_DIR")
+    refused(lab.spec(host), lab, "cannot write to /proc/nowhere", "JAM_CACHE_DIR")
 
 
-def test_prepare_may_move_the_cache(lab, attach):
+def test_prepare_may_move_the_cache(ssh, lab, attach):
     host = lab.host("lab1", env={"JAM_CACHE_DIR": "/proc/nowhere"})
     other = lab.folder / "scratch place"
     spec = lab.spec(host, prepare=f'export JAM_CACHE_DIR="{other}"')
@@ -273,7 +273,7 @@ def test_prepare_may_move_the_cache(lab, attach):
     assert (other / "payload").is_dir()
 
 
-def test_only_we_can_read_or_write_what_is_put_there(lab, attach):
+def test_only_we_can_read_or_write_what_is_put_there(ssh, lab, attach):
     host = lab.host()
     attach(lab.spec(host)).channel.close()
     for part in ("payload", "python"):
@@ -286,7 +286,7 @@ def test_what_was_there_once_and_is_broken_now_is_made_anew(ssh, lab, attach, ha
     host = lab.host()
     python = host.home / "python3"
     python.symlink_to(shutil.which("python3", path="/usr/bin"))
-    spec = lab.spec(host, ssh, python=None if "python" not in harm else str(python))
+    spec = lab.spec(host, python=None if "python" not in harm else str(python))
     attach(spec).channel.close()
     folder = Path(host.env["JAM_CACHE_DIR"]) / "payload" / archive.payload().build
     if harm == "damaged":
@@ -306,7 +306,7 @@ def test_what_was_there_once_and_is_broken_now_is_made_anew(ssh, lab, attach, ha
     assert attach(spec).payload == "present"
 
 
-def test_many_at_once_on_a_new_host(lab, attach):
+def test_many_at_once_on_a_new_host(ssh, lab, attach):
     """Eight masters find nothing there: one payload in the end, nothing half-made beside it."""
     host = lab.host()
     spec = lab.spec(host)
@@ -329,7 +329,7 @@ def test_many_at_once_on_a_new_host(lab, attach):
     assert payloads == [archive.payload().build]
 
 
-def test_a_shared_home(lab, attach):
+def test_a_shared_home(ssh, lab, attach):
     """Two hosts with one cache: the payload goes once."""
     one = lab.host("lab1")
     two = lab.host("lab2", key="host2", env={"JAM_CACHE_DIR": one.env["JAM_CACHE_DIR"]})
@@ -346,7 +346,7 @@ def test_nothing_secret_reaches_the_agent(lab, attach):
 
 def test_leaving_ends_the_attach_process(ssh, lab, attach):
     host = lab.host()
-    attached = attach(lab.spec(host, ssh))
+    attached = attach(lab.spec(host))
     mine = [pid for pid, line in lab.left_behind().items() if " attach " in line]
     assert mine
     attached.channel.close()

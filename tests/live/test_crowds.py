@@ -36,7 +36,7 @@ def test_thirty_hosts(lab, ssh, module, way):
         doors.append(lab.host("gate", *limits(), key="host2"))
         extra += "  ProxyJump gate\n"
     lab.write_ssh_config(extra)
-    specs = [lab.spec(one, ssh, workers=1) for one in names]
+    specs = [lab.spec(one, workers=1) for one in names]
     with Master(specs, settings=lab.settings(connect_timeout=40.0)) as master:
         up = [one.name for one in master.wait() if one.state == "up"]
         assert up == names, [one.note for one in master.hosts() if one.note]

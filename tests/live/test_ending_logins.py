@@ -113,12 +113,10 @@ def connectors() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("jam ")]
 
 
-def check_close(
-    lab, transport_name: str, *names: str, stuck: Callable[[], object], stays: str = ""
-) -> None:
+def check_close(lab, *names: str, stuck: Callable[[], object], stays: str = "") -> None:
     """A Master whose logins are stuck is closed; nothing is left of it. stays: a command line that
     is not ours to end."""
-    specs = [lab.spec(name, transport_name) for name in names]
+    specs = [lab.spec(name) for name in names]
     master = Master(specs, settings=lab.settings(connect_timeout=LONG))
     try:
         wait_until(stuck, "its login is under way")
@@ -133,18 +131,18 @@ def check_close(
 def test_no_banner(ssh, lab, listen):
     silent = listen()
     point_to(lab, "mute", silent.port)
-    check_close(lab, ssh, "mute", stuck=lambda: silent.taken)
+    check_close(lab, "mute", stuck=lambda: silent.taken)
 
 
 def test_nothing_behind_the_banner(ssh, lab, listen):
     half = listen(lambda sock: sock.sendall(b"SSH-2.0-OpenSSH_9.2\r\n"))
     point_to(lab, "mute", half.port)
-    check_close(lab, ssh, "mute", stuck=lambda: half.taken and half.taken[0].recv(1))
+    check_close(lab, "mute", stuck=lambda: half.taken and half.taken[0].recv(1))
 
 
 def test_no_answer_to_a_connect(ssh, lab, full):
     point_to(lab, "off", full)
-    check_close(lab, ssh, "off", stuck=lambda: connecting(full))
+    check_close(lab, "off", stuck=lambda: connecting(full))
 
 
 def test_no_verdict_on_the_key(ssh, lab, listen):
@@ -160,7 +158,7 @@ def test_no_verdict_on_the_key(ssh, lab, listen):
     lab.known_hosts.write_text(f"[127.0.0.1]:{listener.port} {public[0]} {public[1]}\n")
     point_to(lab, "slow", listener.port)
     try:
-        check_close(lab, ssh, "slow", stuck=server.asked.is_set)
+        check_close(lab, "slow", stuck=server.asked.is_set)
     finally:
         server.over.set()
         for sock in transports:
@@ -179,7 +177,7 @@ def test_no_name_server(lab, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     lab.write_ssh_config("Host far\n  HostName far.example\n")
-    master = Master([lab.spec("far")], settings=lab.settings(connect_timeout=LONG))
+    master = Master([lab.spec("far", "fabric")], settings=lab.settings(connect_timeout=LONG))
     assert asked.wait(SOON)
     master.close()
     try:  # only the look-up itself cannot be ended
@@ -193,41 +191,41 @@ def test_ssh_config_that_takes_for_ever(ssh, lab):
         return [pid for pid, line in lab.left_behind().items() if line == "sleep 301"]
 
     lab.write_ssh_config('Match exec "exec sleep 301"\n')
-    check_close(lab, ssh, "lab1", stuck=asks, stays="sleep 301")
+    check_close(lab, "lab1", stuck=asks, stays="sleep 301")
     for pid in asks():
         kill(pid)
 
 
 def test_proxy_command_that_says_nothing(ssh, lab):
     lab.write_ssh_config("Host lab1\n  ProxyCommand sed -n d\n")
-    check_close(lab, ssh, "lab1", stuck=lambda: "sed -n d" in lab.left_behind().values())
+    check_close(lab, "lab1", stuck=lambda: "sed -n d" in lab.left_behind().values())
 
 
 def test_behind_a_jump_host(ssh, lab, listen):
     silent = listen()
     lab.host("gate")
     point_to(lab, "mute", silent.port, "  ProxyJump gate\n")
-    check_close(lab, ssh, "mute", stuck=lambda: silent.taken)
+    check_close(lab, "mute", stuck=lambda: silent.taken)
 
 
 def test_a_jump_host_that_gets_no_answer(ssh, lab, full):
     lab.host("gate")
     point_to(lab, "off", full, "  ProxyJump gate\n")
-    check_close(lab, ssh, "off", stuck=lambda: connecting(full))
+    check_close(lab, "off", stuck=lambda: connecting(full))
 
 
 def test_a_jump_host_without_a_banner(ssh, lab, listen):
     """Several hosts wait for one login there."""
     silent = listen()
     point_to(lab, "gate", silent.port, "Host lab*\n  ProxyJump gate\n")
-    check_close(lab, ssh, "lab1", "lab2", "lab3", stuck=lambda: silent.taken)
+    check_close(lab, "lab1", "lab2", "lab3", stuck=lambda: silent.taken)
 
 
 def test_a_crowd_at_a_door(ssh, lab, listen):
     silent = listen()
     names = [f"mute{number}" for number in range(CONNECTS_AT_ONCE + 4)]
     point_to(lab, "mute*", silent.port)
-    check_close(lab, ssh, *names, stuck=lambda: len(silent.taken) == CONNECTS_AT_ONCE)
+    check_close(lab, *names, stuck=lambda: len(silent.taken) == CONNECTS_AT_ONCE)
 
 
 def test_others_keep_their_way_through_a_jump_host(lab, listen):
@@ -240,14 +238,14 @@ def test_others_keep_their_way_through_a_jump_host(lab, listen):
 
     def log_in() -> None:
         try:
-            transport.connect(lab.spec("mute"), lab.settings(connect_timeout=LONG), stuck)
+            transport.connect(lab.spec("mute", "fabric"), lab.settings(connect_timeout=LONG), stuck)
         except HostError as error:
             outcome.append(error)
 
     waiting = threading.Thread(target=log_in)
     waiting.start()
     wait_until(lambda: silent.taken)
-    connection = transport.connect(lab.spec(target), lab.settings())
+    connection = transport.connect(lab.spec(target, "fabric"), lab.settings())
     try:
         stuck.end()
         waiting.join(SOON)
@@ -279,7 +277,7 @@ def test_whose_login_at_a_jump_host_was_ended_by_another_makes_his_own(lab, list
 
     def log_in(attempt: Attempt) -> None:
         try:
-            outcome.append(transport.connect(lab.spec("lab1"), settings, attempt))
+            outcome.append(transport.connect(lab.spec("lab1", "fabric"), settings, attempt))
         except HostError as error:
             outcome.append(error)
 

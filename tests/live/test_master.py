@@ -215,7 +215,7 @@ def bare(lab, ssh, tmp_path):
     """A host whose Python has nothing installed."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     lab.host("lab1")
-    return lab.spec("lab1", ssh, python=str(tmp_path / "bare/bin/python"))
+    return lab.spec("lab1", python=str(tmp_path / "bare/bin/python"))
 
 
 def test_what_a_host_lacks_is_named_before_anything_is_sent(bare, module):
@@ -478,7 +478,7 @@ def test_a_dead_host_is_named_and_the_others_do_the_work(lab, ssh, module):
     lab.host("lab1")
     gone = lab.host("lab2", key="host2")
     gone.stop()
-    with Master([lab.spec("lab1", ssh), lab.spec("lab2", ssh)]) as master:
+    with Master([lab.spec("lab1"), lab.spec("lab2")]) as master:
         assert master.run(module(SUM), 1, list(range(10))) == 45
         states = {one.name: (one.state, one.note) for one in master.hosts()}
     assert states["lab1"][0] == "up"
@@ -492,7 +492,7 @@ def test_a_host_that_is_silent_delays_neither_the_others_nor_the_end(lab, ssh, m
         lab.write_ssh_config(f"Host mute\n  HostName 127.0.0.1\n  Port {silent.getsockname()[1]}\n")
         began = time.monotonic()
         with Master(
-            [lab.spec("localhost", "local", workers=1), lab.spec("mute", ssh)],
+            [lab.spec("localhost", "local", workers=1), lab.spec("mute")],
             settings=lab.settings(connect_timeout=30.0),
             progress=lambda *state: shown.append(state),
         ) as master:
@@ -510,7 +510,7 @@ def test_no_host_at_all_is_an_error_with_every_reason(lab, ssh, module):
     for name, key in (("lab1", "host1"), ("lab2", "host2")):
         lab.host(name, key=key).stop()
     with (
-        Master([lab.spec("lab1", ssh), lab.spec("lab2", ssh)]) as master,
+        Master([lab.spec("lab1"), lab.spec("lab2")]) as master,
         pytest.raises(NoHostsError) as caught,
     ):
         master.run(module(SUM), 1, [1])
@@ -533,7 +533,7 @@ def test_work_of_a_host_that_is_lost_goes_elsewhere(lab, ssh, module, tmp_path):
             return sum(items)
         """
     )
-    specs = [lab.spec("lab1", ssh, workers=2), lab.spec("lab2", ssh, workers=2)]
+    specs = [lab.spec("lab1", workers=2), lab.spec("lab2", workers=2)]
     with Master(specs) as master:
         answer = []
         thread = threading.Thread(
