@@ -129,10 +129,15 @@ def jam(tmp_path, lab):
         jobs.inv("fire", "--jobs", "--project", project)
 
 
-@pytest.fixture(params=("fabric", "openssh"))
-def shared(request, jam, monkeypatch):
+@pytest.fixture
+def near(jam, neighbour):
+    """A shell whose commands go to one host with this machine's home, over each transport."""
+    return jam
+
+
+@pytest.fixture
+def shared(jam, ssh):
     """A shell for which lab1 and lab2 are hosts that share a home with this machine."""
-    monkeypatch.setenv("JAM_TRANSPORT", request.param)
     home = os.environ["HOME"]
     for name, key in (("lab1", "host1"), ("lab2", "host2")):
         jam.lab.host(name, key=key, env={"HOME": home})
@@ -193,17 +198,17 @@ def test_the_example_of_a_script(jam):
 # --- F1: hiring ---------------------------------------------------------------------------------
 
 
-def test_F1_hire_means_so_many_in_all(jam):
-    assert jam.ok("hire", "2")[0] == HIRED.format(2)
-    out, _ = jam.ok("hire", "2")
+def test_F1_hire_means_so_many_in_all(near, neighbour):
+    assert near.ok("hire", "2")[0] == HIRED.format(2)
+    out, _ = near.ok("hire", "2")
     assert out == 'Hired 0 workers in project "default"; 2 were there already.\n'
-    assert jam.value("hire", "3") == {
+    assert near.value("hire", "3") == {
         "project": "default",
-        "hosts": [{"name": "localhost", "hired": 1, "left": 0}],
+        "hosts": [{"name": neighbour.label, "hired": 1, "left": 0}],
     }
-    workers = jam.status()["workers"]
+    workers = near.status()["workers"]
     assert sorted(row["name"] for row in workers) == ["w1", "w2", "w3"]
-    assert jam.value("fire")["hosts"] == [{"name": "localhost", "ended": 3, "left": 0}]
+    assert near.value("fire")["hosts"] == [{"name": neighbour.label, "ended": 3, "left": 0}]
 
 
 def test_F1_without_a_number_one_less_than_cpus(jam):
@@ -233,7 +238,7 @@ def test_F1_bad_numbers(jam, count):
     complains(jam.inv("hire", count), 2, count)
 
 
-def test_F1_a_host_that_cannot_be_reached(jam):
+def test_F1_a_host_that_cannot_be_reached(jam, ssh):
     code, out, _ = jam.inv("hire", "1", "--hosts", "localhost,127.0.0.1:1")
     assert code == 1
     assert 'Hired 1 worker in project "default"; could not reach 127.0.0.1:1.' in out
@@ -357,13 +362,13 @@ def test_F3_scripts_in_any_language(jam):
 # --- F4: dispatching ----------------------------------------------------------------------------
 
 
-def test_F4_dispatch_ends_with_the_last_job_and_fires(jam):
-    jam.ok("submit", "--exe", "sh -c 'sleep 0.2; echo $1 >> got' sh", "--parameters", "a,b,c")
-    jam.ok("hire", "2")
-    out, _ = jam.ok("dispatch")
+def test_F4_dispatch_ends_with_the_last_job_and_fires(near):
+    near.ok("submit", "--exe", "sh -c 'sleep 0.2; echo $1 >> got' sh", "--parameters", "a,b,c")
+    near.ok("hire", "2")
+    out, _ = near.ok("dispatch")
     assert out.endswith('Fired 2 workers in project "default".\n')
-    assert jam.lines("got") == ["a", "b", "c"]
-    assert jam.status()["workers"] == []
+    assert near.lines("got") == ["a", "b", "c"]
+    assert near.status()["workers"] == []
 
 
 def test_F4_no_fire_leaves_the_workers(jam):
@@ -549,9 +554,8 @@ def test_F6_relative_paths(jam):
     assert (hired / "one.log").read_text() == f"{hired}/here.sh in {hired}\n"
 
 
-def test_F6_another_folder_is_shared(jam, monkeypatch):
+def test_F6_another_folder_is_shared(jam, ssh, monkeypatch):
     """The hosts have homes of their own and are told of JAM_HOME."""
-    monkeypatch.setenv("JAM_TRANSPORT", "openssh")
     monkeypatch.setenv("JAM_HOME", str(jam.folder / "shared"))
     jam.lab.host("lab1")
     jam.lab.host("lab2", key="host2")
@@ -570,8 +574,7 @@ def test_F6_another_folder_is_shared(jam, monkeypatch):
     assert not (Path(os.environ["HOME"]) / ".jam").exists()
 
 
-def test_F6_a_home_that_is_not_shared_is_refused(jam, monkeypatch):
-    monkeypatch.setenv("JAM_TRANSPORT", "openssh")
+def test_F6_a_home_that_is_not_shared_is_refused(jam, ssh):
     jam.lab.host("lab1")
     jam.queue()
     code, out, err = jam.inv("hire", "1", "--hosts", "lab1")
@@ -663,19 +666,19 @@ sleep 100
 """
 
 
-def test_F8_fire_ends_children_too(jam):
-    script = jam.script(STUBBORN)
-    jam.ok("hire", "1")
-    jam.ok("submit", "--exe", str(script))
-    wait_until(lambda: all((jam.folder / n).exists() for n in ("here", "away")), "it runs", SOON)
-    code, out, err = jam.inv("fire")
+def test_F8_fire_ends_children_too(near):
+    script = near.script(STUBBORN)
+    near.ok("hire", "1")
+    near.ok("submit", "--exe", str(script))
+    wait_until(lambda: all((near.folder / n).exists() for n in ("here", "away")), "it runs", SOON)
+    code, out, err = near.inv("fire")
     assert code == 0, (out, err)
     assert "Fired 1 worker" in err and "nothing is left" in err
-    assert not jam.screens()
-    assert not [line for line in jam.lab.left_behind().values() if "sleep 100" in line]
-    now = jam.status()
+    assert not near.screens()
+    assert not [line for line in near.lab.left_behind().values() if "sleep 100" in line]
+    now = near.status()
     assert (now["queued"], now["running"], now["workers"]) == (1, 0, [])
-    assert not list((jam.home() / "workerqueue").iterdir())
+    assert not list((near.home() / "workerqueue").iterdir())
 
 
 def test_F8_fire_on_each_host(shared):
@@ -692,16 +695,16 @@ def test_F8_fire_on_each_host(shared):
     assert not [line for line in shared.lab.left_behind().values() if "sleep 100" in line]
 
 
-def test_F8_drain_lets_jobs_end(jam):
-    jam.ok("hire", "1")
+def test_F8_drain_lets_jobs_end(near):
+    near.ok("hire", "1")
     # the first job is still at work when the worker is told, however busy this machine is
-    jam.ok(
+    near.ok(
         "submit", "--exe", "sh -c 'touch here$1; sleep 6; echo $1 >> got' sh", "--parameters", "1,2"
     )
-    wait_until((jam.folder / "here1").exists, "it runs", SOON)
-    jam.ok("fire", "--drain")
-    assert jam.lines("got") == ["1"]
-    now = jam.status()
+    wait_until((near.folder / "here1").exists, "it runs", SOON)
+    near.ok("fire", "--drain")
+    assert near.lines("got") == ["1"]
+    now = near.status()
     assert (now["queued"], now["done"], now["workers"]) == (1, 1, [])
 
 

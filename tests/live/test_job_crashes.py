@@ -385,12 +385,11 @@ def fire(lab, tmp_path, monkeypatch, capsys) -> Iterator[Callable[..., Fire]]:
 
 
 @pytest.fixture
-def two(lab, monkeypatch) -> tuple[Host, Host]:
+def two(lab, transport) -> tuple[Host, Host]:
     """Two hosts that share this machine's home."""
     env = {"HOME": os.environ["HOME"], "JAM_LEASE": f"{LEASE:g}"}
     hosts = lab.host("lab1", env=env), lab.host("lab2", key="host2", env=env)
-    monkeypatch.setenv("JAM_TRANSPORT", "openssh")
-    lab.hosts_yaml("hosts: {lab1: {workers: 4}, lab2: {workers: 4}}\n")
+    lab.hosts_yaml_of(*(lab.spec(host, workers=4) for host in hosts))
     return hosts
 
 
@@ -438,6 +437,8 @@ def test_two_hosts_with_one_home(fire, two):
     assert {record.host for record in records} == {"lab1", "lab2"}
 
 
+# what the transport carries here, hiring and firing, the test above does over each of them
+@pytest.mark.parametrize("transport", ["fabric"], indirect=True)
 @pytest.mark.timeout(5 * LONG)
 def test_a_host_that_is_gone_for_good(fire, two, lab):
     """All of it in one moment, so that nobody there could say anything."""
@@ -457,6 +458,7 @@ def test_a_host_that_is_gone_for_good(fire, two, lab):
     assert taken_from_lab2(one), (lost, one.said.read_text(), one.logs())
 
 
+@pytest.mark.parametrize("transport", ["openssh"], indirect=True)
 @pytest.mark.timeout(5 * LONG)
 def test_a_host_that_was_away_for_longer_than_the_lease(fire, two, lab):
     """It comes back in the middle of jobs that others have run meanwhile."""

@@ -421,7 +421,7 @@ def test_hosts_of_fjd_are_read_from_the_project(project, lab):
     assert sum(row.workers or 0 for row in project.fire().hosts) == 2
 
 
-def test_a_host_without_our_home_says_so(lab, here):
+def test_a_host_without_our_home_says_so(lab, transport, here):
     lab.host("lab1")
     project = Project("p", settings=lab.settings())
     report = project.hire(1, lab.spec("lab1"))
@@ -431,7 +431,7 @@ def test_a_host_without_our_home_says_so(lab, here):
     assert "could not reach lab1" in job_report.hire_summary(report)
 
 
-def test_workers_of_several_hosts_share_the_jobs(lab, here):
+def test_workers_of_several_hosts_share_the_jobs(lab, transport, here):
     """Two hosts with one home: whatever is submitted here runs there."""
     home = lab.private("shared")
     hosts = [lab.host("lab1"), lab.host("lab2", key="host2")]

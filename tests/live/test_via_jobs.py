@@ -33,12 +33,12 @@ def data_of(project: Project) -> list[Path]:
     return list(Path(project.path, "results", "data").iterdir())
 
 
-def test_the_answer_is_that_of_the_map_plane_to_the_bit(project, lab, module):
+def test_the_answer_is_that_of_the_map_plane_to_the_bit(neighbour, project, module):
     """As many slices as there, cut alike; workers hired for it, and fired."""
     name = module(NORMS)
     matrix = numpy.random.default_rng(1).normal(size=(997, 301))
     params = {"scale": numpy.linspace(0.1, 3.0, 301)}
-    with Master([lab.spec("localhost", "local")]) as master:
+    with Master([neighbour]) as master:
         expected = master.run(name, params, DataSet(matrix))
         slices = master.last_run.slices
     for _ in range(2):
@@ -50,7 +50,7 @@ def test_the_answer_is_that_of_the_map_plane_to_the_bit(project, lab, module):
     assert project.status().queued == 0
 
 
-def test_workers_that_were_hired_are_used_and_kept(project, module):
+def test_workers_that_were_hired_are_used_and_kept(neighbour, project, module):
     project.hire(2)
     name = module(
         "import os\ndef mapfunc(params, _):\n    return [os.getpid()]\n"
@@ -131,15 +131,15 @@ def test_an_answer_that_is_not_what_its_job_said_is_refused(project, module, mon
         via_jobs.run(project, name, None, list(range(3)), slice_size=1)
 
 
-def test_when_nobody_can_be_hired_it_says_why(project, lab, module):
+def test_when_nobody_can_be_hired_it_says_why(project, lab, ssh, module):
     name = module("def mapfunc(params, items):\n    return 1\n")
-    spec = lab.spec(lab.host("lab1", start=False), "fabric")
+    spec = lab.spec(lab.host("lab1", start=False))
     with pytest.raises(NoHostsError, match="no worker could be hired: lab1: "):
         via_jobs.run(project, name, None, [1, 2], hosts=[spec])
     assert data_of(project) == []
 
 
-def test_over_two_hosts_with_one_home_by_the_command_line(lab, tmp_path):
+def test_over_two_hosts_with_one_home_by_the_command_line(lab, ssh, tmp_path):
     shell = Shell(tmp_path, lab)
     home = os.environ["HOME"]
     for name, key in (("lab1", "host1"), ("lab2", "host2")):
