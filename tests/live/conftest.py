@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from place import Place
-from sshd import Host, forget_ram, keygen, kill, marked, wait_until
+from sshd import Host, forget_ram, free_port, keygen, kill, marked, wait_until
 
 from jamtasks.settings import HostSpec, Settings
 from worker_payload import procs
@@ -122,6 +122,8 @@ class Lab:
             return host
         if start:
             host.start()
+        else:
+            host.port = free_port()
         if known:
             with self.known_hosts.open("a") as handle:
                 handle.write(host.known_hosts_line())
@@ -132,7 +134,8 @@ class Lab:
         """extra stands before the hosts' entries, and wins; last behind them."""
         blocks = [extra]
         for host in self.hosts.values():
-            blocks.append(f"Host {host.name}\n  HostName 127.0.0.1\n  Port {host.port}\n")
+            if host.port:  # it has an sshd, or may have one later
+                blocks.append(f"Host {host.name}\n  HostName 127.0.0.1\n  Port {host.port}\n")
         blocks.append(
             f"Host *\n  IdentityFile {self.keys / 'id'}\n  IdentitiesOnly yes\n"
             f"  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile none\n"

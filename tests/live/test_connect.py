@@ -7,7 +7,7 @@ import time
 
 import pytest
 from faults import cut_off, go_on
-from sshd import free_port, keygen, wait_until
+from sshd import keygen, wait_until
 
 from jamtasks import Master, transport
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
@@ -232,8 +232,6 @@ def test_keys_of_the_agent(ssh, lab):
 
 def test_nobody_listens(ssh, lab):
     host = lab.host(start=False, known=False)
-    host.port = free_port()
-    lab.write_ssh_config()
     error = fails(HostError, lab.spec(host), lab.settings(), "refused", str(host.port))
     assert error.retry
 

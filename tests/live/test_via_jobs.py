@@ -134,7 +134,7 @@ def test_an_answer_that_is_not_what_its_job_said_is_refused(project, module, mon
 def test_when_nobody_can_be_hired_it_says_why(project, lab, ssh, module):
     name = module("def mapfunc(params, items):\n    return 1\n")
     spec = lab.spec(lab.host("lab1", start=False))
-    with pytest.raises(NoHostsError, match="no worker could be hired: lab1: "):
+    with pytest.raises(NoHostsError, match=r"no worker could be hired: lab1: .*[Rr]efused"):
         via_jobs.run(project, name, None, [1, 2], hosts=[spec])
     assert data_of(project) == []
 
