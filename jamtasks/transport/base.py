@@ -252,23 +252,6 @@ class ProcessChannel(Channel):
         return number if number >= 0 else None
 
 
-def packets(buffers: Sequence[Buffer]) -> Iterator[memoryview]:
-    """The same bytes with runs of small buffers joined, so that a frame is seldom two packets."""
-    small: list[Buffer] = []
-    size = 0
-    for part in buffers:
-        if size + len(part) > _SMALL and small:
-            yield memoryview(small[0] if len(small) == 1 else b"".join(small)).cast("B")
-            small, size = [], 0
-        if len(part) > _SMALL:
-            yield memoryview(part).cast("B")
-        elif len(part):
-            small.append(part)
-            size += len(part)
-    if small:
-        yield memoryview(small[0] if len(small) == 1 else b"".join(small)).cast("B")
-
-
 # --- connecting --------------------------------------------------------------------------------
 
 T = TypeVar("T")

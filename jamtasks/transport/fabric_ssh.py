@@ -29,11 +29,11 @@ from jamtasks.transport.base import (
     Ended,
     Tail,
     gate,
-    packets,
     patiently,
 )
 from jamtasks.transport.lending import Lending, packetizer
 from jamtasks.transport.openssh import by_hand
+from jamtasks.transport.sealing import send
 from jamtasks.transport.ssh_config import Hop, route
 
 if TYPE_CHECKING:
@@ -142,15 +142,10 @@ class _FabricChannel(Channel):
     def write(self, buffers: Sequence[Buffer]) -> None:
         import paramiko
 
-        send, began = self._channel.send, time.perf_counter()
+        began = time.perf_counter()
         try:
             with self._write_lock:
-                for part in packets(buffers):
-                    while part:
-                        sent = send(part)
-                        if not sent:
-                            raise OSError(errno.EPIPE, "the channel is closed")
-                        part = part[sent:]
+                send(self._channel, buffers)
                 self._packets.asked(began)
         except (OSError, EOFError, paramiko.SSHException) as error:
             lost = HostError(self.host, f"the connection is broken ({_say(error)})", retry=True)

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from jamtasks.transport.sealing import MSG_CHANNEL_DATA, Sealing
 from jamtasks.transport.wakeful import Wakeful
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ else:
     Packetizer = object  # until somebody logs in: see `packetizer`
 
 LOOK_SECONDS = 0.1  # between looks whether all is over; Paramiko looks as often
-MSG_CHANNEL_DATA = 94  # RFC 4254
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,7 +32,7 @@ def packetizer() -> type[Lending]:
     """What Paramiko is to read and write packets with."""
     from paramiko.packet import Packetizer
 
-    return type("Lending", (Lending, Packetizer), {})
+    return type("Lending", (Lending, Sealing, Packetizer), {})
 
 
 class Lending(Packetizer):

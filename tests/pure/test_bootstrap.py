@@ -9,7 +9,7 @@ import pytest
 from jamtasks import bootstrap, loader
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec
-from jamtasks.transport.base import Attempt, Channel, Crowded, packets, patiently
+from jamtasks.transport.base import Attempt, Channel, Crowded, patiently
 
 HALVES = ("a" * 16, "b" * 16)
 MARK = "b" * 16 + "a" * 16
@@ -206,15 +206,6 @@ def test_a_warm_start_that_fails_is_another_matter():
 
 def test_control_characters_are_not_shown():
     assert "\x1b" not in refused("\x1b[31mred\n")
-
-
-def test_packets_join_the_small_and_keep_the_large():
-    big = bytes(100_000)
-    parts = [b"a", b"", b"bc", big, b"d", memoryview(b"ef"), b"x" * 30_000, b"y" * 30_000]
-    joined = [bytes(part) for part in packets(parts)]
-    assert b"".join(joined) == b"".join(bytes(part) for part in parts)
-    assert [len(part) for part in joined] == [3, 100_000, 30_003, 30_000]
-    assert list(packets([])) == []
 
 
 def test_patience_ends(monkeypatch):
