@@ -128,8 +128,8 @@ class Agent(Kinds):
         """Sleep while several workers are about to answer. To be woken by each of them would cost
         more than their work, of which it would take the processors away besides."""
         seconds = self._host.patience() / self.cpus
-        if self._host.owes():
-            seconds = FILL_SECONDS  # a blob comes in: fewer and larger pieces
+        if self._host.owes():  # a blob comes in: fewer and larger pieces
+            seconds = 0.0 if self._behind else FILL_SECONDS
         if seconds > SHORTEST_NAP:
             time.sleep(min(seconds, LONGEST_NAP))
 

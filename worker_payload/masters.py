@@ -29,6 +29,7 @@ class Masters(Workforce):
         self._numpy = None  # type: Optional[str]  # its version, or "", once a template told
         self._greeting = []  # type: List[Channel]
         self._buffer = bytearray(READ)
+        self._behind = False  # the last that was read of a master was not all that was there
 
     def _admit(self, attach, read_fd, write_fd, head):
         # type: (socket.socket, int, int, bytes) -> None
@@ -96,9 +97,11 @@ class Masters(Workforce):
         """Bytes, none at the end, None for later."""
         try:
             if not hasattr(os, "readv"):
-                return os.read(fd, READ)
-            count = os.readv(fd, [self._buffer])
-            return memoryview(self._buffer)[:count]
+                data = os.read(fd, READ)  # type: Any
+            else:
+                data = memoryview(self._buffer)[: os.readv(fd, [self._buffer])]
+            self._behind = len(data) == READ
+            return data
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
