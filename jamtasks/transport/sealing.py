@@ -154,7 +154,7 @@ class Sealing(Packetizer):
             sealed, nonce = data.seal(self._Packetizer__block_engine_out, nonce)
             self._Packetizer__iv_out = nonce  # before anything can fail: none is used twice
             self._Packetizer__sequence_number_out = sequence
-            self.write_all(sealed)
+            self.write_all(memoryview(sealed))  # which may take it in parts
             self._Packetizer__sent_bytes += len(sealed)
             self._Packetizer__sent_packets = count
         return True
