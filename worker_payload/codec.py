@@ -211,6 +211,17 @@ def encode(obj):
     return segments
 
 
+def encode_result(result):
+    # type: (Any) -> List[Buffer]
+    """The segments of what a map function returned. Raises EncodeError saying so."""
+    if type(result) in _PLAIN:
+        return [pickle.dumps(result, PROTOCOL)]
+    try:
+        return encode(result)
+    except EncodeError as error:
+        raise EncodeError("the result of mapfunc cannot travel: %s" % (error,)) from None
+
+
 def needs_numpy(segments):
     # type: (Sequence[Buffer]) -> bool
     """Whether decoding them takes numpy."""

@@ -141,10 +141,11 @@ class _Call(object):
         # type: () -> Any
         """A fresh object for each task, so that a task cannot see what another one changed;
         except where reading takes long."""
+        if type(self.params) is bytes and not self.spans:  # read once, and soon
+            data = bytearray(self.params) if self.writable else self.params
+            return codec.decode_blob(data, self.writable)
         if self.shared is not None:
             return self.shared[0]
-        if type(self.params) is bytes and not self.spans:  # read once, and soon
-            return read_blob(self.params, self.writable)
         began = time.perf_counter()
         value = read_blob(self.params, self.writable)
         if type(value) in _PLAIN or time.perf_counter() - began > _SHARE_SECONDS:
@@ -306,21 +307,21 @@ class Worker(object):
             place[0] = 0
             self._give_out(call)
             return  # withdrawn: another worker does it
-        began = time.perf_counter()
+        kind, began = answers.RESULT, time.perf_counter()
         try:
-            kind, segments = answers.RESULT, self._call(call, source, began)
+            function = call.map or self._load(call)
+            if call.special:
+                segments = self._special(call, function, source, began)
+            else:
+                piece = None
+                if source is not None:
+                    piece = shared.load(read_blob(source, call.writable), call.writable)
+                segments = codec.encode_result(function(call.get_params(), piece))
         except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
-            kind = answers.FAILURE
-            if os.getpid() == self._pid:
-                self._give_out(call)
-                at = self._at if call.special else 0
-                segments = [marshal.dumps(calls.describe(error) + (at,))]
+            kind, segments = answers.FAILURE, self._failure(call, error)
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
-            # a fork of us that came back from the user's code: what it says is nobody's answer
-            for stream in (sys.stdout, sys.stderr):
-                _flush(stream)
-            os._exit(0)
+            self._leave()
         wrote = self._streams.settle()
         os.fchdir(self._home)
         if not ticket % _REAP_EVERY:
@@ -333,6 +334,23 @@ class Worker(object):
             answers.send(self._replies, answers.RESULT, wrote, ticket, seconds, [partials.LATER])
         if call.partials.wait(ticket, seconds) or wrote:  # type: ignore[union-attr]
             self._give_out(call)
+
+    def _failure(self, call, error):
+        # type: (_Call, BaseException) -> List[Any]
+        """What is said of it; nothing by a fork of us."""
+        if os.getpid() != self._pid:
+            return []
+        self._give_out(call)
+        at = self._at if call.special else 0
+        return [marshal.dumps(calls.describe(error) + (at,))]
+
+    @staticmethod
+    def _leave():
+        # type: () -> None
+        """End a fork of us that came back from the user's code: what it says is nobody's answer."""
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+        os._exit(0)
 
     def _give_out(self, call):
         # type: (_Call) -> None
@@ -355,16 +373,6 @@ class Worker(object):
             self._functions[call.module, call.function] = function
         call.map = function
         return function
-
-    def _call(self, call, source, began):
-        # type: (_Call, Any, float) -> List[Any]
-        function = call.map or self._load(call)
-        if call.special:
-            return self._special(call, function, source, began)
-        piece = None
-        if source is not None:
-            piece = shared.load(read_blob(source, call.writable), call.writable)
-        return self._encode(function(call.get_params(), piece))
 
     def _special(self, call, function, source, began):
         # type: (_Call, Any, Any, float) -> List[Any]
@@ -406,16 +414,9 @@ class Worker(object):
             segments = codec.encode(results)
         except codec.EncodeError:
             for self._at, one in enumerate(results):
-                self._encode(one)
+                codec.encode_result(one)
             raise
         return [wire.SPAN.pack(len(results))] + segments
-
-    def _encode(self, result):
-        # type: (Any) -> List[Any]
-        try:
-            return codec.encode(result)
-        except codec.EncodeError as error:
-            raise codec.EncodeError("the result of mapfunc cannot travel: %s" % (error,)) from None
 
 
 def main(sock, replies, board, place):

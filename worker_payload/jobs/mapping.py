@@ -78,10 +78,7 @@ def main(folder, index, target):
         params = blob(PARAMS)
         piece = blob(given(index)) if about["slices"] else None
         result = function(params, shared.load(piece, bool(about["writable"])))
-        try:
-            parts = codec.blob_parts(codec.encode(result))
-        except codec.EncodeError as error:
-            raise codec.EncodeError("the result of mapfunc cannot travel: %s" % (error,)) from None
+        parts = codec.blob_parts(codec.encode_result(result))
     except BaseException as error:  # user code may raise KeyboardInterrupt and SystemExit too
         described = calls.describe(error)
         _publish(os.path.join(folder, failure(index)), [json.dumps(described).encode("ascii")])
