@@ -8,6 +8,7 @@ import io
 import marshal
 import mmap
 import os
+import select
 import struct
 import sys
 import time
@@ -31,18 +32,49 @@ _STRANGERS = 64  # zombies that may be left in our care
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
-_check = os.get_inheritable  # OSError for what is no open descriptor, in the shortest time
+class _Marks(object):
+    """touched: something was done to a stream. wrote: it has written."""
+
+    touched = wrote = False
 
 
-class _Tap(io.FileIO):
-    """Standard output or error that knows whether anything was written."""
+class _Raw(io.FileIO):
+    """Standard output or error."""
 
-    wrote = False
+    def __init__(self, fd, marks):
+        # type: (int, _Marks) -> None
+        super().__init__(fd, "w", closefd=False)
+        self._marks = marks
 
     def write(self, data):
         # type: (Any) -> int
-        self.wrote = True
+        self._marks.touched = self._marks.wrote = True
         return super().write(data)
+
+    def close(self):
+        # type: () -> None
+        self._marks.touched = True
+        super().close()
+
+
+class _Buffer(io.BufferedWriter):
+    """In front of it. What is written, flushed or taken off passes here, so that nobody has to look
+    at streams to which nothing was done."""
+
+    def __init__(self, raw, marks):
+        # type: (_Raw, _Marks) -> None
+        super().__init__(raw)
+        self._marks = marks
+
+    def write(self, data):
+        # type: (Any) -> int
+        self._marks.touched = True
+        return super().write(data)
+
+    def flush(self):
+        # type: () -> None
+        self._marks.touched = True
+        super().flush()
 
 
 class _Streams(object):
@@ -51,58 +83,55 @@ class _Streams(object):
     def __init__(self):
         # type: () -> None
         self._kept = [os.dup(fd) for fd in (1, 2)]
-        self._taps = []  # type: List[_Tap]
-        self._files = []  # type: List[Any]
+        self._marks = _Marks()
+        poller = select.poll()
+        for fd in (1, 2):
+            poller.register(fd, 0)
+        self._poll = poller.poll  # tells in one go of both whether something is wrong with them
         self._open()
 
     def _open(self):
         # type: () -> None
-        self._taps = [_Tap(fd, "w", closefd=False) for fd in (1, 2)]
-        self._files = [
+        self.out, self.err = (
             io.TextIOWrapper(
-                io.BufferedWriter(tap),
+                _Buffer(_Raw(fd, self._marks), self._marks),
                 encoding="utf-8",
                 errors="backslashreplace",
                 line_buffering=True,
+                write_through=True,
             )
-            for tap in self._taps
-        ]
-        sys.stdout, sys.stderr = self._files
-        sys.__stdout__, sys.__stderr__ = self._files  # type: ignore[misc]
+            for fd in (1, 2)
+        )
+        sys.stdout, sys.stderr = self.out, self.err
+        sys.__stdout__, sys.__stderr__ = self.out, self.err  # type: ignore[misc]
 
     def settle(self):
         # type: () -> int
         """Flush; 1 if anything was written since the last time. Undoes closing and replacing."""
-        out, err = self._files
-        if sys.stdout is out and sys.stderr is err:
-            try:
-                out.flush()
-                err.flush()
-                _check(1)
-                _check(2)
-                if not (self._taps[0].wrote or self._taps[1].wrote):
-                    return 0
-            except (ValueError, OSError):
-                pass  # something is closed: below
-        if sys.stdout is not out or sys.stderr is not err:
-            for other in (sys.stdout, sys.stderr):
-                if other is not out and other is not err:
-                    _flush(other)
-            sys.stdout, sys.stderr = out, err
-        broken = out.closed or err.closed
-        if not broken:
-            broken = not (_flush(out) and _flush(err))
-        wrote = self._taps[0].wrote or self._taps[1].wrote
-        self._taps[0].wrote = self._taps[1].wrote = False
         try:
-            _check(1)
-            _check(2)
-        except OSError:
+            whole = sys.stdout is self.out and sys.stderr is self.err and not self._marks.touched
+            if whole and not self._poll(0):
+                return 0
+        except AttributeError:  # sys has none
+            pass
+        return self._put_right()
+
+    def _put_right(self):
+        # type: () -> int
+        ours = self.out, self.err
+        for other in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
+            if other is not self.out and other is not self.err:
+                _flush(other)
+        sys.stdout, sys.stderr = ours
+        broken = not all([_flush(stream) for stream in ours])
+        wrote = self._marks.wrote
+        if broken or any(event & select.POLLNVAL for _, event in self._poll(0)):
             broken = True
-        if broken:
             for fd, kept in zip((1, 2), self._kept):
                 os.dup2(kept, fd)
+        if broken or not all(getattr(stream, "write_through", True) for stream in ours):
             self._open()
+        self._marks.touched = self._marks.wrote = False
         return 1 if wrote else 0
 
 
