@@ -6,8 +6,10 @@ per worker, one line there and back; W Python processes of five lines behind soc
 process, which is what waking W Pythons takes; and the same W behind one more Python of a dozen
 lines, which one `ssh` talks to: what jam does, with nothing that makes it safe.
 
-Workers of dask and ipyparallel are busy while they have nothing to do, which would slow the others
-down; so each of the two has a race of its own with execnet, which the ratios are to.
+How fast processes are to each other differs by a tenth or two from one start to the next, execnet's
+as well as jam's; so each contender is started several times, and what counts is the median of the
+ratios. Workers of dask and ipyparallel are busy while they have nothing to do, which would slow the
+others down; so each of the two has a race of its own with execnet, started once.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import functools
 import os
 import shlex
 import socket
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +28,9 @@ from jamtasks import Master
 
 from . import common, peers, trivial
 
-ROUNDS, BURST = 400, 20
-SECONDS = 4.0  # that one contender may take of a race
+STARTS = 5
+ROUNDS, BURST = 100, 20  # per start
+SECONDS = 1.0  # that one contender may take of a race
 WORKERS = (1, 4, 16)
 Start = Callable[[common.Host, int, ExitStack], Callable[[], object]]
 
@@ -153,32 +157,46 @@ CONTENDERS: dict[str, Start] = {
 }
 RESTLESS = ("ipyparallel, bare TCP", "dask, bare TCP")
 RACES = (
-    tuple(name for name in CONTENDERS if name not in RESTLESS),
-    *((name, BASE) for name in RESTLESS),
+    (tuple(name for name in CONTENDERS if name not in RESTLESS), STARTS),
+    *(((name, BASE), 1) for name in RESTLESS),
 )
 
 
 def main() -> None:
-    rows = {name: [name] for name in CONTENDERS}
+    cells: dict[str, list[str]] = {name: [] for name in CONTENDERS}
     with common.host() as host:
         for workers in WORKERS:
-            for names in RACES:
-                with common.Race() as race:
-                    for name in names:
-                        start = functools.partial(CONTENDERS[name], host, workers)
-                        race.enter(name, start, (2 * workers).__eq__)
-                    medians = race.run(ROUNDS, BURST, SECONDS)
+            for names, starts in RACES:
+                found = [race(host, workers, names) for _ in range(starts)]
                 for name in names:
-                    if len(rows[name]) <= WORKERS.index(workers) + 1:
-                        cell = race.reasons.get(name) or (
-                            f"{medians[name] * 1e6:.0f} ({medians[name] / medians[BASE]:.2f})"
-                        )
-                        rows[name].append(cell)
+                    if len(cells[name]) <= WORKERS.index(workers):
+                        cells[name].append(cell(name, found))
     common.table(
         "A round, microseconds (ratio to execnet in this run)",
         ["", *(f"{workers} workers" for workers in WORKERS)],
-        list(rows.values()),
+        [[name, *row] for name, row in cells.items()],
     )
+
+
+def race(host: common.Host, workers: int, names: tuple[str, ...]) -> dict[str, float | str]:
+    """Seconds, or why there are none."""
+    with common.Race() as run:
+        for name in names:
+            start = functools.partial(CONTENDERS[name], host, workers)
+            run.enter(name, start, (2 * workers).__eq__)
+        medians = run.run(ROUNDS, BURST, SECONDS)
+    return {name: run.reasons.get(name) or medians[name] for name in names}
+
+
+def cell(name: str, races: list[dict[str, float | str]]) -> str:
+    taken = []
+    for found in races:
+        seconds, base = found[name], found[BASE]
+        if isinstance(seconds, str) or isinstance(base, str):
+            return str(seconds)
+        taken.append((seconds, seconds / base))
+    seconds, ratio = map(statistics.median, zip(*taken, strict=True))
+    return f"{seconds * 1e6:.0f} ({ratio:.2f})"
 
 
 if __name__ == "__main__":
