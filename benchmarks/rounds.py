@@ -6,32 +6,37 @@ per worker, one line there and back; W Python processes of five lines behind soc
 process, which is what waking W Pythons takes; and the same W behind one more Python of a dozen
 lines, which one `ssh` talks to: what jam does, with nothing that makes it safe.
 
-How fast processes are to each other differs by a tenth or two from one start to the next, execnet's
-as well as jam's; so each contender is started several times, and what counts is the median of the
-ratios. Workers of dask and ipyparallel are busy while they have nothing to do, which would slow the
-others down; so each of the two has a race of its own with execnet, started once.
+Each contender has a master process of its own, as anybody uses it: threads of one would take the
+interpreter from another. How fast processes are to each other differs by a tenth or two from one
+start to the next, execnet's as well as jam's; so each contender is started several times, and what
+counts is the median of the ratios. Workers of dask and ipyparallel are busy while they have nothing
+to do, which would slow the others down; so each of the two has a race of its own with execnet,
+started once.
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import shlex
 import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from jamtasks import Master
 
 from . import common, peers, trivial
 
-STARTS = 5
-ROUNDS, BURST = 100, 20  # per start
-SECONDS = 1.0  # that one contender may take of a race
+STARTS = 3
+BURSTS, BURST = 10, 20  # per start; rounds per burst, the first of which does not count
 WORKERS = (1, 4, 16)
+FORK = multiprocessing.get_context("fork")
 Start = Callable[[common.Host, int, ExitStack], Callable[[], object]]
 
 
@@ -182,10 +187,49 @@ def race(host: common.Host, workers: int, names: tuple[str, ...]) -> dict[str, f
     """Seconds, or why there are none."""
     with common.Race() as run:
         for name in names:
-            start = functools.partial(CONTENDERS[name], host, workers)
-            run.enter(name, start, (2 * workers).__eq__)
-        medians = run.run(ROUNDS, BURST, SECONDS)
+            run.enter(name, functools.partial(apart, CONTENDERS[name], host, workers))
+        medians = run.run(BURSTS)
     return {name: run.reasons.get(name) or medians[name] for name in names}
+
+
+def apart(
+    start: Start, host: common.Host, workers: int, stack: ExitStack
+) -> Callable[[], common.Seconds]:
+    """A contender in a process of its own; the median of a burst of rounds."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=contend, args=(start, host, workers, theirs))
+    process.start()
+    stack.callback(process.join, 20.0)
+    stack.callback(ours.send, False)  # others that were forked since hold this end, too
+
+    def go() -> common.Seconds:
+        ours.send(True)
+        found = ours.recv()
+        if isinstance(found, str):
+            raise RuntimeError(found)
+        return common.Seconds(found)
+
+    return go
+
+
+def contend(start: Start, host: common.Host, workers: int, line: Any) -> None:
+    """Bursts, as long as they are asked for."""
+    with ExitStack() as stack:
+        try:
+            go = start(host, workers, stack)
+            while line.recv():
+                line.send(statistics.median([timed(go, 2 * workers) for _ in range(BURST)][1:]))
+        except Exception as error:
+            line.send(f"{type(error).__name__}: {error}")
+
+
+def timed(go: Callable[[], object], expected: int) -> float:
+    began = time.perf_counter()
+    answer = go()
+    seconds = time.perf_counter() - began
+    if answer != expected:
+        raise ValueError(f"{answer} is not {expected}")
+    return seconds
 
 
 def cell(name: str, races: list[dict[str, float | str]]) -> str:
