@@ -22,7 +22,7 @@ from worker_payload import layout
 
 from .private_files import publish, remove
 
-KEPT = 200  # files; the oldest go
+KEPT, MORE = 200, 100  # files; if there are so many more, the oldest go
 MOST_SLICES = 20_000  # of a dataset: beyond, it costs more than it is worth
 
 MOVE_SECONDS, MOVE_RATE = 0.03, 100e6  # seconds, and bytes per second, to send a slice elsewhere
@@ -121,7 +121,9 @@ def keep(data: Data, given: Mapping[str, Iterable[int]]) -> None:
         folder = layout.placement_dir()
         os.makedirs(folder, mode=0o700, exist_ok=True)
         for digest in ends:
-            publish(os.path.join(folder, layout.placement_name(slices, digest)), told)
+            path = os.path.join(folder, layout.placement_name(slices, digest))
+            if not _says(path, told):  # to replace a file takes ten times as long as to read it
+                publish(path, told)
         _forget_oldest(folder)
 
 
@@ -155,9 +157,21 @@ def decode(data: bytes, slices: int) -> dict[int, list[str]]:
     return hosts
 
 
+def _says(path: str, told: bytes) -> bool:
+    """Whether that stands there already; it counts as new then."""
+    try:
+        with open(path, "rb") as handle:
+            if handle.read() != told:
+                return False
+        os.utime(path)
+    except OSError:
+        return False
+    return True
+
+
 def _forget_oldest(folder: str) -> None:
     names = os.listdir(folder)
-    if len(names) <= KEPT:
+    if len(names) <= KEPT + MORE:
         return
     paths = [os.path.join(folder, name) for name in names]
     times = {}

@@ -150,6 +150,19 @@ def test_what_cannot_be_meant_is_as_if_it_were_not_there(cache, told):
     assert len(placement.plan(data, [host("a")])[0]) == 6
 
 
+def test_what_stands_there_already_is_not_written_again_and_counts_as_new(cache):
+    data = FakeData(digests(6))
+    placement.keep(data, {"a": range(6)})
+    before = {path: path.stat().st_ino for path in cache.iterdir()}
+    for path in before:
+        os.utime(path, (1, 1))
+    placement.keep(data, {"a": range(6)})
+    assert {path: path.stat().st_ino for path in cache.iterdir()} == before
+    assert all(path.stat().st_mtime > 1 for path in before)
+    placement.keep(data, {"b": range(6)})
+    assert placement.plan(data, [host("a"), host("b")])[0][0] == ["b"]
+
+
 def test_it_is_nobodys_error(cache):
     data = FakeData(digests(6))
     cache.parent.mkdir(exist_ok=True)
@@ -159,12 +172,12 @@ def test_it_is_nobodys_error(cache):
 
 
 def test_the_oldest_go(cache):
-    names = digests(placement.KEPT + 3)
+    names = digests(placement.KEPT + placement.MORE + 1)
     for number, name in enumerate(names):
         placement.keep(FakeData([name]), {"a": [0]})
         os.utime(cache / f"1.{name[:16]}.json", (number, number))
     left = {path.name for path in cache.iterdir()}
-    assert left == {f"1.{name[:16]}.json" for name in names[3:]}
+    assert left == {f"1.{name[:16]}.json" for name in names[-placement.KEPT :]}
 
 
 def test_very_many_slices_are_not_written_down(cache):

@@ -197,39 +197,18 @@ def test_many_tasks_find_their_homes_at_once():
     assert (given["a"][0], given["b"][0]) == (0, 1)
 
 
-def test_a_task_moves_only_if_it_would_wait_longer_where_it_is():
-    def stolen(seconds, now):
-        sched = Scheduler(40, move_seconds=1.0, speculate=False)
-        sched.add_host("a", 1)
-        sched.add_host("b", 1)
-        given = assigned(sched.actions(0.0))
-        while given.get("b"):
-            for task in given["b"]:
-                sched.finished("b", task, seconds)
-            actions = sched.actions(now)
-            given = assigned(actions)
-            if any(isinstance(action, Revoke) for action in actions):
-                return True
-            if any(task < 20 for task in given.get("b", [])):
-                return True
-        return False
-
-    assert stolen(0.5, now=0.0), "18 tasks of half a second wait at a"
-    assert not stolen(0.001, now=0.0)
-    assert stolen(0.001, now=2.0), "but a has not got on for two seconds"
-
-
-def moved(*, lacked=0, homes=None, stalled=0.0):
-    """Whether b, which has done its own, gets one of a's tasks when a has stalled for so long."""
-    sched = Scheduler(40, homes=homes, move_seconds=0.1, speculate=False)
+def moved(now, seconds=1e-4, *, move_seconds=0.1, lacked=0, homes=None):
+    """Whether b, which has done its own tasks in so many seconds each, gets one of a's, which has
+    not got on until now."""
+    sched = Scheduler(40, homes=homes, move_seconds=move_seconds, speculate=False)
     sched.add_host("a", 1)
     sched.add_host("b", 1)
     given = assigned(sched.actions(0.0))
     sched.lacked("a", lacked)
     while given.get("b"):
         for task in given["b"]:
-            sched.finished("b", task, 1e-4)
-        actions = sched.actions(stalled)
+            sched.finished("b", task, seconds)
+        actions = sched.actions(now)
         given = assigned(actions)
         if any(isinstance(action, Revoke) for action in actions):
             return True
@@ -238,16 +217,22 @@ def moved(*, lacked=0, homes=None, stalled=0.0):
     return False
 
 
+def test_a_task_moves_only_if_it_would_wait_longer_where_it_is():
+    assert moved(0.0, 0.5, move_seconds=1.0), "18 tasks of half a second wait at a"
+    assert not moved(0.0, 0.001, move_seconds=1.0)
+    assert moved(2.0, 0.001, move_seconds=1.0), "but a has not got on for two seconds"
+
+
 def test_what_a_host_has_already_is_not_sent_to_another_for_little():
-    assert not moved(stalled=0.3), "a was given tasks and asked for no data: it has them"
-    assert moved(stalled=0.3, lacked=2), "a has none of it, so it has to be sent in any case"
-    assert moved(stalled=1.0), "it would take much longer where it is"
+    assert not moved(0.3), "a was given tasks and asked for no data: it has them"
+    assert moved(0.3, lacked=2), "a has none of it, so it has to be sent in any case"
+    assert moved(1.0), "it would take much longer where it is"
 
 
 def test_what_the_idle_host_has_too_costs_nothing_to_move():
     everywhere = {task: ("ab", "ba")[task >= 20] for task in range(40)}
-    assert moved(homes=everywhere)
-    assert not moved(homes={task: "ab"[task >= 20] for task in range(40)})
+    assert moved(0.0, homes=everywhere)
+    assert not moved(0.0, homes={task: "ab"[task >= 20] for task in range(40)})
 
 
 def test_the_head_goes_where_its_data_is_and_elsewhere_only_after_a_while():
