@@ -55,7 +55,7 @@ os.chdir(os.path.join(sys.argv[1], "worker_payload"))
 names = (
     "cli layout attach launch procs serve keeper agent codec arrays limits links records wire kept "
     "tree shelf template worker calls sums partials shared channel gate host blobs pool combining "
-    "keeping store lost poller workerio"
+    "keeping store budget tiers writing lost poller workerio"
 ).split()
 for name in names + sorted(n[:-3] for n in os.listdir(".") if n.endswith(".py")):
     path = os.path.abspath(name + ".py")

@@ -8,9 +8,11 @@ from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Optional, Set
 
 from worker_payload import limits, records
+from worker_payload.budget import StoreFull
 from worker_payload.host import Host
 from worker_payload.pool import INLINE
-from worker_payload.store import Damaged, Store, StoreFull
+from worker_payload.store import Store
+from worker_payload.writing import Damaged
 
 SOON, LATER = 0.01, 0.5  # seconds until we look for room again, at least and at most
 PATIENCE = 2.0  # seconds for workers to let go of files when nothing is under way any more
@@ -247,8 +249,8 @@ class Keeping(object):
 
 
 class Aside(object):
-    """Takes a blob that no file system takes, like a `store.Writer`: into a file in memory that has
-    no name, and is gone when nobody uses it any more."""
+    """Takes a blob that no file system takes, like a `writing.Writer`: into a file in memory that
+    has no name, and is gone when nobody uses it any more."""
 
     moved = False
 

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from worker_payload import keeping
+from worker_payload.budget import StoreFull
 from worker_payload.keeping import Keeping
-from worker_payload.store import Damaged, StoreFull
+from worker_payload.writing import Damaged
 
 INLINE = 24  # larger blobs are handed to workers as files
 RAM, DISK = 0, 1
@@ -182,7 +183,7 @@ class Shelf:
 
 
 class Writer:
-    """Stands in for `store.Writer`."""
+    """Stands in for `writing.Writer`."""
 
     def __init__(self, shelf: Shelf, digest: str, total: int, tier: int):
         self.moved = False

@@ -9,7 +9,9 @@ import time
 import pytest
 
 from worker_payload import limits
-from worker_payload.store import Damaged, Store, StoreFull
+from worker_payload.budget import StoreFull
+from worker_payload.store import Store
+from worker_payload.writing import Damaged
 
 KIB = 1024
 
@@ -230,7 +232,7 @@ def test_a_blob_is_read_once_in_a_process(make, monkeypatch):
     assert not store.is_checked(digest(blob(5000)))
     os.close(store.open(digest(blob(5000))))
     assert store.is_checked(digest(blob(5000)))
-    monkeypatch.setattr("worker_payload.store._pieces", None)
+    monkeypatch.setattr("worker_payload.store.pieces", None)
     os.close(store.open(digest(blob(5000))))
 
 
@@ -380,7 +382,7 @@ def full_after(monkeypatch, tmp_path):
                 return pwrite(fd, data[: size - offset], offset)
             return pwrite(fd, data, offset)
 
-        monkeypatch.setattr("worker_payload.store.os.pwrite", limited)
+        monkeypatch.setattr("os.pwrite", limited)
 
     return set_full
 
@@ -421,7 +423,7 @@ def test_a_directory_that_cannot_be_ours_is_named(make, tmp_path):
 def test_somebody_elses_directory_is_not_used(make, tmp_path, monkeypatch):
     keep(make(), blob(10))
     uid = os.getuid() + 1
-    monkeypatch.setattr("worker_payload.store.os.getuid", lambda: uid)
+    monkeypatch.setattr("os.getuid", lambda: uid)
     store = make()
     assert not store.has(digest(blob(10)))
     assert f"belongs to user {uid - 1}" in store.notes[0]
