@@ -149,6 +149,7 @@ class Store(object):
         with self._budget.locked():
             if last_agent is None:
                 last_agent = flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(self._users, fcntl.LOCK_UN)  # who opens a store now does not wait for us
         if last_agent:
             self._empty_ram()
         self._budget.forget_unused()

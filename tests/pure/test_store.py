@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 import time
 
 import pytest
@@ -459,6 +460,26 @@ def test_at_the_end_the_most_recently_used_find_room(make, on_ram):
     again = make(ram=20 * KIB, disk=7 * KIB)
     assert on_ram() == []
     assert [again.has(digest(blob(3 * KIB, seed))) for seed in (1, 2, 3)] == [True, False, True]
+
+
+def test_who_opens_while_the_last_one_leaves_waits_for_nothing(make, on_ram, on_disk, monkeypatch):
+    leaving = make()
+    keep(leaving, blob(3000))
+    empty, others = leaving._empty_ram, []
+
+    def found_to_be_the_last():
+        opening = threading.Thread(target=lambda: others.append(make()), daemon=True)
+        opening.start()
+        opening.join(10)
+        assert others, "it waits for who leaves"
+        empty()
+
+    monkeypatch.setattr(leaving, "_empty_ram", found_to_be_the_last)
+    leaving.close()
+    assert on_ram() == [] and len(on_disk()) == 1
+    assert read(others[0].open(digest(blob(3000)))) == blob(3000)
+    keep(others[0], blob(2000))
+    assert len(on_ram()) == 1
 
 
 def test_blobs_on_disk_unused_for_a_week_go(make, on_disk):
