@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from worker_payload import wire
+from worker_payload.shortcuts import read_result
 from worker_payload.wire import Buffer, ProtocolError
 
 from .link import POLL_SECONDS, READ_SIZE
@@ -85,7 +85,7 @@ class Lap:
 
     def _answers(self, data: Buffer, ident: int) -> list[Answer] | None:
         """In the order of tasks; None if these bytes are anything but all of them."""
-        found = wire.read_result(data, ident)
+        found = read_result(data, ident)
         if found is None:
             return None
         found.sort()

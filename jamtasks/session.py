@@ -14,6 +14,8 @@ from enum import Enum
 from typing import Any
 
 from worker_payload import wire
+from worker_payload.frames import Decoder, encode
+from worker_payload.shortcuts import write_again
 from worker_payload.wire import Buffer, ProtocolError
 
 WINDOW_MIN = 256 << 10  # unacknowledged blob bytes before the rate is known
@@ -69,7 +71,7 @@ class Session:
         self.state = State.GREETING
         self.welcome: wire.Welcome | None = None
         self._hello = hello
-        self._decoder = wire.Decoder(wire.FROM_AGENT)
+        self._decoder = Decoder(wire.FROM_AGENT)
         self._control: deque[Buffer] = deque()
         self._sources: dict[str, Source] = {}
         self._calls: set[int] = set()
@@ -165,14 +167,14 @@ class Session:
             self._calls.add(message.call)
         elif isinstance(message, wire.End):
             self._end(message.call)
-        self._control.extend(wire.encode(message))
+        self._control.extend(encode(message))
 
     def again(self, call: int, like: int, params: bytes) -> None:
         """Queue an Again. What was offered for the call that it repeats stands."""
         self._calls.discard(like)
         self._calls.add(call)
         self._firsts[call] = self._firsts.pop(like, like)
-        self._control.append(wire.write_again(call, like, params))
+        self._control.append(write_again(call, like, params))
 
     def offer(
         self, call: int, digest: str, size: int, parts: Callable[[], Sequence[Buffer]]
@@ -224,7 +226,7 @@ class Session:
             except StopIteration:
                 self._streams.popleft()
                 continue
-            buffers.extend(wire.encode(blob))
+            buffers.extend(encode(blob))
             self._unacked += size
             budget -= size
         return buffers

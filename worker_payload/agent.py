@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, Optional
 
 from worker_payload import layout, limits, procs, records, wire
 from worker_payload.circuit import Circuit
+from worker_payload.frames import encode
 from worker_payload.gate import Gate
 from worker_payload.host import CREDIT_SECONDS
 from worker_payload.keeping import Keeping
@@ -192,7 +193,7 @@ class Agent(Kinds):
         self._log("ending: " + reason)
         self._gate.close()
         for channel in list(self._channels.values()):
-            channel.queue(wire.encode(wire.Ending(reason)))
+            channel.queue(encode(wire.Ending(reason)))
             os.set_blocking(channel.write_fd, False)
         deadline = time.monotonic() + 0.5
         for channel in list(self._channels.values()):

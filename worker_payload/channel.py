@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any, Deque, List, Optional, Set, Tuple
 
 from worker_payload import wire
+from worker_payload.frames import Decoder
 from worker_payload.turns import LARGE, Turns
 
 UNSENT_MAX = 32 << 20  # bytes kept for a master, beyond which its workers are not read
@@ -22,7 +23,7 @@ class Channel(object):
         self.read_fd = read_fd
         self.write_fd = write_fd
         self.attach = attach
-        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.decoder = Decoder(wire.FROM_MASTER)
         self.out = deque()  # type: Deque[Any]
         self.unsent = 0  # bytes
         self.turns = Turns(UNSENT_MAX)

@@ -9,6 +9,7 @@ from typing import Any, List, Optional
 
 from worker_payload import limits, records, shelf, wire
 from worker_payload.channel import Channel
+from worker_payload.frames import encode
 from worker_payload.poller import WRITE as WRITABLE
 from worker_payload.workforce import Workforce
 
@@ -69,7 +70,7 @@ class Masters(Workforce):
             self._store.room(), socket.gethostname(), notes)  # fmt: skip
         for channel in self._greeting:
             if channel.number in self._channels:
-                channel.queue(wire.encode(welcome))
+                channel.queue(encode(welcome))
                 self._dirty.add(channel)
         self._greeting = []
 
@@ -121,7 +122,7 @@ class Masters(Workforce):
     def _refuse(self, channel, reason):
         # type: (Channel, str) -> None
         self._log("master %d: %s" % (channel.number, reason))
-        channel.queue(wire.encode(wire.Ending("protocol error: " + reason)))
+        channel.queue(encode(wire.Ending("protocol error: " + reason)))
         self._dirty.add(channel)
         self._close_soon(channel, 76)
 
@@ -195,7 +196,7 @@ class Masters(Workforce):
         # type: (records.Send) -> None
         channel = self._channels.get(action.master)
         if channel is not None and channel.closing is None:
-            channel.queue(wire.encode(action.message))
+            channel.queue(encode(action.message))
             self._dirty.add(channel)
             if channel.crowded:
                 self._pause(channel)

@@ -15,6 +15,7 @@ from worker_payload import links, wire
 from worker_payload.answers import ONE_SEGMENT, RESULT, SIZE
 from worker_payload.combining import Combining
 from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
+from worker_payload.shortcuts import read_again, row, write_result
 from worker_payload.wire import ProtocolError
 from worker_payload.worker import LAP
 
@@ -52,13 +53,13 @@ class Lap(object):
         self._bytes = 0  # of the others
         self._open = {}  # type: Dict[int, int]  # whose answers are to come, by ticket
         tasks = zip(self.workers, call.told, workers)
-        self._rows = dict((number, wire.row(task.id, w.slot)) for number, task, w in tasks)
+        self._rows = dict((number, row(task.id, w.slot)) for number, task, w in tasks)
 
     def begin(self, data):
         # type: (Any) -> Optional[bytes]
         """The command for every worker, if these bytes are the call once more and nothing else;
         None otherwise, and nothing has happened."""
-        found = wire.read_again(data)
+        found = read_again(data)
         if found is None:
             return None
         call, like, params = found
@@ -123,7 +124,7 @@ class Lap(object):
             self.id, self.under_way = call, None
             self.serial = self.base + 1
             self.base = self.serial + len(self.workers)
-        return wire.write_result(call, taken, segments)
+        return write_result(call, taken, segments)
 
 
 class Repeating(Combining):

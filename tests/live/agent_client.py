@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker_payload import codec, wire
+from worker_payload import codec, frames, wire
 
 MARKER = "0123456789abcdef"
 
@@ -50,7 +50,7 @@ class Client:
         )
         theirs.close()
         self.sock = ours
-        self.decoder = wire.Decoder(wire.FROM_AGENT)
+        self.decoder = frames.Decoder(wire.FROM_AGENT)
         self.inbox: list[Any] = []
         self.blobs: dict[str, list[Any]] = {}
         self.sent: list[str] = []
@@ -92,7 +92,7 @@ class Client:
         return self.process.stderr.read().decode(errors="replace")
 
     def send(self, *messages: Any) -> None:
-        self.sock.sendall(b"".join(bytes(part) for m in messages for part in wire.encode(m)))
+        self.sock.sendall(b"".join(bytes(part) for m in messages for part in frames.encode(m)))
 
     def receive(self) -> Any:
         """The next message; Missing is answered and Output collected on the way."""

@@ -15,7 +15,7 @@ from sshd import wait_until
 
 from jamtasks import archive, bootstrap, loader
 from jamtasks.errors import HostError
-from worker_payload import wire
+from worker_payload import frames, wire
 
 SHELLS = {
     "sh": (".profile", "echo noise"),
@@ -29,7 +29,7 @@ SHELLS = {
 
 def greeted(attached):
     """The agent's first message; then the channel is closed."""
-    decoder = wire.Decoder()
+    decoder = frames.Decoder()
     messages = decoder.feed(attached.head)
     while not messages:
         data = attached.channel.read(1 << 16)

@@ -15,7 +15,7 @@ from typing import Any
 
 from shelves import Files, Shelf, Shelving
 
-from worker_payload import codec, records, wire, worker
+from worker_payload import codec, frames, records, wire, worker
 from worker_payload.host import Host
 from worker_payload.partials import Partials
 from worker_payload.repeating import Lap
@@ -32,7 +32,7 @@ PARAMS = {  # how they travel -> what they are, for a call
 
 
 def frame(message: Any) -> bytes:
-    return b"".join(bytes(part) for part in wire.encode(message))
+    return b"".join(bytes(part) for part in frames.encode(message))
 
 
 def pair(a: str, b: str) -> str:
@@ -214,7 +214,7 @@ class Remote:
         self.hasty = False  # workers go on to the next task just before they see it withdrawn
         self.number = 0  # of the connection
         self.unnoticed: list[int] = []  # connections whose end the agent has not seen
-        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.decoder = frames.Decoder(wire.FROM_MASTER)
         self.to_agent: deque[bytes] = deque()
         self.to_master: deque[bytes | None] = deque()  # None: the end of the connection
         self.connected = False
@@ -228,7 +228,7 @@ class Remote:
         self.connected = True
         self.agent.now = self.clock.now
         self.agent.master_opened(self.number)
-        self.decoder = wire.Decoder(wire.FROM_MASTER)
+        self.decoder = frames.Decoder(wire.FROM_MASTER)
         self.to_agent, self.to_master = deque(), deque()
 
     def _start(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_payload import answers, channel, links, room, shelf, wire
+from worker_payload import answers, channel, frames, links, room, shelf, shortcuts
 from worker_payload.answers import ASK, FAILURE, RESULT
 from worker_payload.channel import UNSENT_MAX, Channel
 from worker_payload.repeating import Lap
@@ -260,7 +260,7 @@ def a_lap():
     """One under way, of a worker that is to answer ticket 12."""
     call = types.SimpleNamespace(id=5, serial=3, estimate=0.1, told=[types.SimpleNamespace(id=8)])
     lap = Lap(call, [types.SimpleNamespace(number=4, slot=1)], 10)
-    assert lap.begin(wire.write_again(6, 5, b"params")) is not None
+    assert lap.begin(shortcuts.write_again(6, 5, b"params")) is not None
     return lap
 
 
@@ -308,7 +308,7 @@ def test_a_lap_hears_what_is_one_short_answer_and_leaves_the_rest(
     assert (worker, its, took) == (4, ticket, seconds)
     assert list(map(bytes, parts)) == list(map(bytes, payload))
     frame = b"".join(lap.result())
-    (message,) = wire.Decoder().feed(frame)
+    (message,) = frames.Decoder().feed(frame)
     assert message.call == 6 and message.tasks == [[8, 1, len(parts), pytest.approx(seconds)]]
     assert list(map(bytes, message.segments)) == list(map(bytes, parts))
-    assert wire.read_result(frame, 6) in (None, [(8, list(map(bytearray, parts)))])
+    assert shortcuts.read_result(frame, 6) in (None, [(8, list(map(bytearray, parts)))])

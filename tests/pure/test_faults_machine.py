@@ -17,7 +17,7 @@ from test_treefold import without
 from jamtasks.errors import TaskFailed
 from jamtasks.scheduler import MAX_KILLS
 from jamtasks.session import OF_A_CALL
-from worker_payload import wire
+from worker_payload import frames, wire
 
 STEPS = 60  # per example
 EXAMPLES = 4200 if os.environ.get("JAM_LONG_TESTS") else 200  # 200,000 steps: 150 s of a CPU
@@ -46,7 +46,7 @@ CALLS = st.fixed_dictionaries(
 
 
 def kind_of(frame):
-    return wire.KINDS[wire.HEAD.unpack_from(frame)[1]]
+    return wire.KINDS[frames.HEAD.unpack_from(frame)[1]]
 
 
 class Faults(RuleBasedStateMachine):

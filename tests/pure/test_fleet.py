@@ -8,7 +8,7 @@ import pytest
 from jamtasks import archive, bootstrap, fleet, presence
 from jamtasks.errors import HostError
 from jamtasks.settings import HostSpec, Settings
-from worker_payload import wire
+from worker_payload import frames, wire
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def welcome(build=None, **changes):
         "hostname": "somewhere",
         "notes": ["x", "y"],
     }
-    return b"".join(wire.encode(wire.Welcome(**{**values, **changes})))
+    return b"".join(frames.encode(wire.Welcome(**{**values, **changes})))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_bootstrap_says_what_each_host_is_and_lets_go(attach):
     assert (a.payload, a.seconds, a.note) == ("sent", 0.25, "x; y")
     assert b.workers == 8
     assert all(channel.closed.is_set() for channel in channels.values())
-    (hello,) = wire.Decoder().feed(channels["a"].written)
+    (hello,) = frames.Decoder().feed(channels["a"].written)
     assert (hello.project, hello.workers) == ("p", 3)
 
 

@@ -32,6 +32,8 @@ LAYERS = {
 }  # fmt: skip
 SHARED = {
     "wire",
+    "frames",
+    "shortcuts",
     "codec",
     "layout",
     "room",

@@ -16,13 +16,13 @@ from jamtasks.engine import Engine
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.transport.base import Attempt
-from worker_payload import wire
+from worker_payload import frames, wire
 
 WELCOME = b"".join(
-    map(bytes, wire.encode(wire.Welcome(wire.VERSION, "b", "3.12.0", "CPython", "", 1, 1, 1,
+    map(bytes, frames.encode(wire.Welcome(wire.VERSION, "b", "3.12.0", "CPython", "", 1, 1, 1,
                                         1 << 30, 1 << 30, "here", [])))
 )  # fmt: skip
-BEAT = b"".join(map(bytes, wire.encode(wire.Beat())))
+BEAT = b"".join(map(bytes, frames.encode(wire.Beat())))
 
 
 class Channel:
@@ -155,8 +155,8 @@ def test_a_lost_host_with_another_key_is_never_asked_again(start):
     assert not engine.hope(engine.links["h"])
 
 
-LARGE = b"".join(map(bytes, wire.encode(wire.Result(9, [[0, 0, 1, 0.1]], [bytes(2 << 20)]))))
-NOTE = b"".join(map(bytes, wire.encode(wire.Note("all is well"))))
+LARGE = b"".join(map(bytes, frames.encode(wire.Result(9, [[0, 0, 1, 0.1]], [bytes(2 << 20)]))))
+NOTE = b"".join(map(bytes, frames.encode(wire.Note("all is well"))))
 
 
 def test_a_long_answer_is_read_into_its_place_and_each_piece_is_a_sign_of_life(start):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jamtasks.session import TRANSITIONS, WINDOW_MIN, Session, State
-from worker_payload import wire
+from worker_payload import frames, wire
 
 BUILD = "b" * 16
 DIGEST = "d" * 64
@@ -15,7 +15,7 @@ WELCOME = wire.Welcome(
 
 
 def frame(message):
-    return b"".join(bytes(part) for part in wire.encode(message))
+    return b"".join(bytes(part) for part in frames.encode(message))
 
 
 def session():
@@ -32,7 +32,7 @@ def ready():
 
 def sent(fresh):
     """Messages that the session wants to write now."""
-    return wire.Decoder(wire.FROM_MASTER).feed(b"".join(bytes(b) for b in fresh.pending()))
+    return frames.Decoder(wire.FROM_MASTER).feed(b"".join(bytes(b) for b in fresh.pending()))
 
 
 def begin(fresh, call=1):

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker_payload import room, wire
-from worker_payload.wire import Decoder, ProtocolError, encode
+from worker_payload import frames, room, wire
+from worker_payload.fields import CHECKS
+from worker_payload.frames import Decoder, encode
+from worker_payload.shortcuts import read_again, read_result, write_again
+from worker_payload.wire import ProtocolError
 
 counts = st.integers(0, 2**63 - 1)
 numbers = st.integers(-(2**63), 2**63 - 1)
@@ -105,11 +108,11 @@ def cut(data, places):
 def test_the_short_way_of_an_again_agrees_with_the_decoder(message, data):
     whole = stream_of([message])
     if len(message.segments) == 1 and max(message[:2]) < 10**18:
-        assert wire.read_again(whole) == (*message[:2], bytes(message.segments[0]))
-        assert wire.write_again(*message[:2], bytes(message.segments[0])) == whole
+        assert read_again(whole) == (*message[:2], bytes(message.segments[0]))
+        assert write_again(*message[:2], bytes(message.segments[0])) == whole
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=2)):
         whole = whole[:at] + data.draw(st.binary(max_size=2)) + whole[at + 1 :]
-    found = wire.read_again(whole)
+    found = read_again(whole)
     if found is not None:
         assert decoded(whole) == [wire.Again(found[0], found[1], [found[2]])]
 
@@ -130,12 +133,12 @@ def test_the_short_way_of_a_result_agrees_with_the_decoder(call, answers, data):
     segments = [part for *_, parts in answers for part in parts]
     whole = stream_of([wire.Result(call, tasks, segments)])
     if "+" not in str(tasks):
-        assert wire.read_result(whole, call) == [(task, parts) for task, *_, parts in answers]
-    assert wire.read_result(whole, call + 1) is None
-    assert wire.read_result(whole + b"x", call) is wire.read_result(whole[:-1], call) is None
+        assert read_result(whole, call) == [(task, parts) for task, *_, parts in answers]
+    assert read_result(whole, call + 1) is None
+    assert read_result(whole + b"x", call) is read_result(whole[:-1], call) is None
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=2)):
         whole = whole[:at] + data.draw(st.binary(max_size=2)) + whole[at + 1 :]
-    found = wire.read_result(whole, call)
+    found = read_result(whole, call)
     if found is not None:
         (message,) = decoded(whole)
         assert message.call == call and [row[0] for row in message.tasks] == [t for t, _ in found]
@@ -194,7 +197,7 @@ def test_a_stream_that_breaks_off_gives_the_whole_messages_and_no_more(messages,
 
 @pytest.mark.parametrize(
     "size",
-    [wire._STREAM_FROM - 1, wire._STREAM_FROM, 3 * wire._STREAM_FROM, room.OWN_FROM + 100],
+    [frames.STREAM_FROM - 1, frames.STREAM_FROM, 3 * frames.STREAM_FROM, room.OWN_FROM + 100],
 )
 def test_large_segments(size):
     big = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -277,9 +280,9 @@ def test_segments_of_other_shapes_travel_as_their_bytes():
 # --- nonsense ----------------------------------------------------------------------------------
 
 
-def frame(kind, header, parts=(), lengths=None, magic=wire.MAGIC):
+def frame(kind, header, parts=(), lengths=None, magic=frames.MAGIC):
     lengths = [len(part) for part in parts] if lengths is None else lengths
-    head = wire.HEAD.pack(magic, kind, len(header), len(lengths))
+    head = frames.HEAD.pack(magic, kind, len(header), len(lengths))
     return head + struct.pack(f">{len(lengths)}Q", *lengths) + header + b"".join(parts)
 
 
@@ -294,9 +297,9 @@ def refused(*chunks, allowed=None):
     return str(info.value)
 
 
-@given(st.binary(min_size=wire.HEAD.size, max_size=300))
+@given(st.binary(min_size=frames.HEAD.size, max_size=300))
 def test_random_bytes(data):
-    if not data.startswith(wire.MAGIC):
+    if not data.startswith(frames.MAGIC):
         refused(data)
 
 
@@ -338,7 +341,7 @@ def test_each_field_is_checked(cls):
             if cls is wire.Result:
                 message = message._replace(tasks=[])
         kind = next(kind for kind, other in wire.KINDS.items() if other is cls)
-        fields = list(message[: len(wire.CHECKS[cls])])
+        fields = list(message[: len(CHECKS[cls])])
         for i, name in enumerate(cls._fields[: len(fields)]):
             for wrong in (1.5, True, [["x", {}]]):
                 bad = [*fields[:i], wrong, *fields[i + 1 :]]
@@ -371,8 +374,8 @@ def test_each_field_is_checked(cls):
         (frame(37, b"[1,[[1,0,0,-1]]]"), "bad tasks"),
         (frame(4, b'[1,[[1,"short",null]]]'), "bad tasks"),
         (frame(5, b'["","0","0"]', lengths=[1 << 45]), "segment of 35184372088832 bytes"),
-        (wire.HEAD.pack(wire.MAGIC, 5, wire.MAX_HEADER + 1, 0), "header of"),
-        (wire.HEAD.pack(wire.MAGIC, 5, 10, wire.MAX_SEGMENTS + 1), "segments"),
+        (frames.HEAD.pack(frames.MAGIC, 5, frames.MAX_HEADER + 1, 0), "header of"),
+        (frames.HEAD.pack(frames.MAGIC, 5, 10, frames.MAX_SEGMENTS + 1), "segments"),
     ],
 )
 def test_what_is_refused_and_why(data, words):
@@ -395,7 +398,7 @@ def test_no_length_is_believed_before_its_bytes_have_come():
         frame(37, b"[1,[[1,0,1,0]]]", lengths=[1 << 44]),
         frame(37, b"[1,[[1,0,1,0]]]", lengths=[1 << 30]),
         frame(5, b'["%s",0,9]' % (b"0" * 64), lengths=[1 << 43] * 100),
-        wire.HEAD.pack(wire.MAGIC, 37, wire.MAX_HEADER, wire.MAX_SEGMENTS),
+        frames.HEAD.pack(frames.MAGIC, 37, frames.MAX_HEADER, frames.MAX_SEGMENTS),
     ]
     for claim in claims:
         decoder = Decoder()

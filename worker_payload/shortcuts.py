@@ -1,0 +1,95 @@
+"""Frames of calls that are repeated, written and read in the shortest way: Again, and its Result.
+
+What comes most often, and nothing else. Whatever these do not take, a `Decoder` judges.
+"""
+
+import itertools
+import re
+import struct
+from typing import List, Optional, Sequence, Tuple
+
+from worker_payload.frames import HEAD, JOIN, LENGTH, MAGIC, STREAM_FROM
+from worker_payload.wire import KIND_OF, Again, Buffer, Result
+
+_AGAIN, _RESULT = KIND_OF[Again], KIND_OF[Result]
+_AGAIN_HEADER = re.compile(rb"\[(0|[1-9][0-9]{0,17}),(0|[1-9][0-9]{0,17})\]\Z")
+
+
+def write_again(call, like, params):
+    # type: (int, int, bytes) -> bytes
+    """The frame of an Again."""
+    header = b"[%d,%d]" % (call, like)
+    head = HEAD.pack(MAGIC, _AGAIN, len(header), 1)
+    return head + LENGTH.pack(len(params)) + header + params
+
+
+def row(task, worker):
+    # type: (int, int) -> bytes
+    """What `write_result` takes of an answer, once it is formatted with the number of its segments
+    and the microseconds that it took."""
+    return b"[%d,%d,%%d,%%de-6]" % (task, worker)
+
+
+def write_result(call, rows, segments):
+    # type: (int, Sequence[bytes], Sequence[Buffer]) -> List[Buffer]
+    """The frame of a Result. rows: each made of a `row`."""
+    header = b"[%d,[%s]]" % (call, b",".join(rows))
+    lengths = list(map(len, segments))
+    head = HEAD.pack(MAGIC, _RESULT, len(header), len(lengths))
+    head += struct.pack(">%dQ" % len(lengths), *lengths) + header
+    if sum(lengths) <= JOIN:
+        return [head + b"".join(segments)]
+    return [head] + list(segments)
+
+
+def read_again(data):
+    # type: (Buffer) -> Optional[Tuple[int, int, bytes]]
+    """(call, like, params), if these bytes are one Again and nothing else; None otherwise."""
+    if len(data) < HEAD.size + LENGTH.size:
+        return None
+    magic, kind, header_length, count = HEAD.unpack_from(data)
+    if magic != MAGIC or kind != _AGAIN or count != 1:
+        return None
+    body = HEAD.size + LENGTH.size
+    begin = body + header_length
+    if begin + LENGTH.unpack_from(data, HEAD.size)[0] != len(data):
+        return None
+    found = _AGAIN_HEADER.match(data[body:begin])
+    if found is None:
+        return None
+    return int(found.group(1)), int(found.group(2)), bytes(data[begin:])
+
+
+# of an answer, as JSON: all of it, the slice's number, and the number of its segments
+_DIGITS = rb"(?:0|[1-9][0-9]{0,8})"
+_ROW = re.compile(rb"(\[(N),N,(N),N(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?\])".replace(b"N", _DIGITS))
+
+
+def read_result(data, call):
+    # type: (Buffer, int) -> Optional[List[Tuple[int, List[Buffer]]]]
+    """(task, segments) each, if these bytes are one short Result of this call and nothing else;
+    None otherwise."""
+    size = len(data)
+    if not HEAD.size + LENGTH.size <= size < STREAM_FROM:
+        return None
+    magic, kind, length, count = HEAD.unpack_from(data)
+    begin = HEAD.size + 8 * count
+    end = begin + length
+    if magic != MAGIC or kind != _RESULT or not count or end > size:
+        return None
+    header = data[begin:end]
+    rows = _ROW.findall(header)
+    if header != b"[%d,[%s]]" % (call, b",".join([row[0] for row in rows])):
+        return None
+    segments = []  # type: List[Buffer]
+    for length in struct.unpack_from(">%dQ" % count, data, HEAD.size):
+        segments.append(bytearray(data[end : end + length]))
+        end += length
+    if end != size:
+        return None
+    if len(rows) == count and all([row[2] == b"1" for row in rows]):  # as nearly always
+        return [(int(row[1]), [part]) for row, part in zip(rows, segments)]
+    if sum([int(row[2]) for row in rows]) != count:
+        return None
+    rest = iter(segments)
+    return [(int(task), list(itertools.islice(rest, int(many)))) for _, task, many in rows]
