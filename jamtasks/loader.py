@@ -53,9 +53,10 @@ import os, sys
 from importlib.machinery import SourceFileLoader
 os.chdir(os.path.join(sys.argv[1], "worker_payload"))
 names = (
-    "cli layout attach launch procs serve keeper agent codec arrays limits links records wire kept "
-    "tree shelf template worker calls sums partials shared channel gate host blobs pool combining "
-    "keeping store budget tiers writing lost poller workerio"
+    "cli layout attach launch procs serve keeper agent limits records wire kept tree circuit "
+    "channel frames room fields turns repeating links answers codec arrays shelf combining blobs "
+    "pool worker calls sums partials shared shortcuts workerio gate host keeping budget tiers "
+    "store writing kinds template masters poller workforce lost watching"
 ).split()
 for name in names + sorted(n[:-3] for n in os.listdir(".") if n.endswith(".py")):
     path = os.path.abspath(name + ".py")
