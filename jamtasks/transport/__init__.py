@@ -1,6 +1,6 @@
 """Connections to hosts: local, fabric, openssh behind one small interface.
 
-Nothing else in jam knows how a host is reached, and only `fabric_ssh` imports Fabric.
+Nothing else in jam knows how a host is reached, or imports Fabric.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ __all__ = ["Attempt", "Channel", "Connection", "connect", "load"]
 
 
 def load(kinds: Collection[str]) -> None:
-    """Import now what connections of these kinds need."""
+    """Import now what connections of these kinds need: for Fabric that takes longer than logging in
+    to a host nearby."""
     if "fabric" in kinds:
-        from jamtasks.transport import fabric_ssh
+        import fabric  # noqa: F401
 
-        fabric_ssh.load()
+        from jamtasks.transport import fabric_ssh  # noqa: F401
 
 
 def connect(spec: HostSpec, settings: Settings, attempt: Attempt | None = None) -> Connection:

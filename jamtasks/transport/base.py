@@ -100,6 +100,13 @@ class Connection(ABC):
         return
 
 
+def say(error: BaseException) -> str:
+    """What it says, as the end of a message: no number, no full stop, never nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
 class Tail:
     """The last bytes of a stream. Written by one thread, read by any."""
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jamtasks.errors import AuthenticationError, HostError, HostKeyError
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.transport.base import Attempt, Channel, Connection, Crowded, ProcessChannel, gate
-from jamtasks.transport.ssh_config import Hop, program, route
+from jamtasks.transport.ssh_config import Hop, by_hand, program, route
 
 _ASKPASS = """\
 #!/bin/sh
@@ -205,7 +205,7 @@ def explain(hop: Hop, stderr: str) -> HostError:
     host = hop.spec.label
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if not _CROWDED.search(line)]
-    hint = "try it by hand: " + by_hand(hop)
+    hint = by_hand(hop)
     if not lines:  # at our LogLevel it does not say that its session was refused
         message = "ssh ended without a word; perhaps it logged in, and sshd runs no command for us"
         return HostError(host, message, hint, retry=True)
@@ -228,15 +228,3 @@ def explain(hop: Hop, stderr: str) -> HostError:
     if not telling:
         return Crowded(host, said, "sshd may be full (MaxStartups), or bans this address")
     return HostError(host, said, hint, retry=bool(_LATER.search(text)))
-
-
-def by_hand(hop: Hop) -> str:
-    """The ssh command that a person would type."""
-    words = ["ssh"]
-    if hop.spec.ssh_config:
-        words += ["-F", hop.spec.ssh_config]
-    for flag, given in (("-p", hop.spec.port), ("-i", hop.spec.key), ("-J", hop.spec.gateway)):
-        if given is not None:
-            words += [flag, str(given)]
-    user = f"{hop.spec.user}@" if hop.spec.user else ""
-    return shlex.join([*words, user + hop.spec.name])

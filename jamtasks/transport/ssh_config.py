@@ -41,6 +41,18 @@ class Hop:
     ciphers: str | None = None  # to be asked for instead of those of ssh, where nobody chose any
 
 
+def by_hand(hop: Hop) -> str:
+    """A hint: the ssh command that a person would type."""
+    words = ["ssh"]
+    if hop.spec.ssh_config:
+        words += ["-F", hop.spec.ssh_config]
+    for flag, given in (("-p", hop.spec.port), ("-i", hop.spec.key), ("-J", hop.spec.gateway)):
+        if given is not None:
+            words += [flag, str(given)]
+    user = f"{hop.spec.user}@" if hop.spec.user else ""
+    return "try it by hand: " + shlex.join([*words, user + hop.spec.name])
+
+
 def program() -> str | None:
     """Where the user's `ssh` is."""
     for folder in os.get_exec_path():  # shutil.which, which takes longer to import than this to run

@@ -448,7 +448,7 @@ def test_close_ends_a_write_to_a_host_that_stands_still(ssh, lab, way):
     channel.owned = connection
     assert channel.read(100) == b"ready\n"
     if (ssh, way) == ("fabric", "direct"):  # as on a line with a small window
-        connection._login._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection._way.login.line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     stopped = cut_off(host)
     outcome = []
 

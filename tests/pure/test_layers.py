@@ -30,6 +30,14 @@ LAYERS = {
     "checkout": 5.3, "job_logs": 5.3, "jobs_cli": 5.4,
     "cli": 6, "start": 7,
 }  # fmt: skip
+# The same within transport.
+TRANSPORT = {
+    "wakeful": 0, "sealing": 0, "known_hosts": 0,
+    "base": 1, "lending": 1,
+    "ssh_config": 2, "local": 2,
+    "openssh": 3, "host_keys": 3, "authentication": 3, "dialing": 3,
+    "login": 4, "gateways": 5, "fabric_ssh": 6,
+}  # fmt: skip
 SHARED = {
     "wire",
     "frames",
@@ -69,7 +77,7 @@ def imports_of(path: Path) -> Iterator[tuple[int, str, bool]]:
                             yield node.lineno, f"{base}.{alias.name}", top
                         continue
                 yield node.lineno, base, top
-                if base.split(".")[0] == "worker_payload":
+                if base.split(".")[0] == "worker_payload" or base == "jamtasks.transport":
                     for alias in node.names:
                         yield node.lineno, f"{base}.{alias.name}", top
             else:
@@ -108,6 +116,17 @@ def test_arrows_point_down(path):
             assert shared, f"{path.name}:{line} imports {target}, which is the host's own"
         if package == "fabric":
             assert name == "transport", f"{path.name}:{line}: only transport imports Fabric"
+
+
+@pytest.mark.parametrize("path", sources("jamtasks/transport"), ids=lambda path: path.stem)
+def test_arrows_point_down_within_transport(path):
+    if path.stem == "__init__":
+        return
+    assert path.stem in TRANSPORT, f"{path.name}: give it a layer here and in docs/architecture.md"
+    for line, target, _top in imports_of(path):
+        other = target.removeprefix("jamtasks.transport.")
+        if other in TRANSPORT:
+            assert TRANSPORT[other] < TRANSPORT[path.stem], f"{path.name}:{line} imports {other}"
 
 
 @pytest.mark.parametrize("path", sources("jamtasks"), ids=lambda path: path.stem)
