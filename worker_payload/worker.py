@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 import traceback
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import answers, calls, codec, links, partials, procs, shared, wire
 
@@ -246,17 +246,13 @@ class Worker(object):
         buffer = bytearray(_BUFFER)
         into, view, receive = [buffer], memoryview(buffer), self._sock.recvmsg_into
         while True:
-            count, ancillary, _, _ = receive(into, links.SPACE)
+            if self._last is None:
+                count, ancillary, _, _ = receive(into, links.SPACE)
+            else:
+                count, ancillary = self._laps(receive, into, view)
             if not count:
                 return
-            value = None if ancillary else self._reader.whole(view[:count])
-            if type(value) is tuple:
-                self._lap(value)
-                continue
-            if value is None:
-                frames = self._reader.feed(view[:count], links.descriptors(ancillary))
-            else:
-                frames = [(value, [])]
+            frames = self._reader.feed(view[:count], links.descriptors(ancillary))
             for commands, files in frames:
                 if type(commands) is tuple:
                     self._lap(commands)
@@ -274,15 +270,60 @@ class Worker(object):
                         if call not in self._calls:  # the first of its tasks for us
                             self._calls[call] = self._calls.pop(before)
                             self._calls[call].again(call, params)
-                        source = self._source(digest, inline)
-                        self._last = self._calls[call], ticket - call, source
-                        self._task(self._calls[call], ticket, source)
+                        again, source = self._calls[call], self._source(digest, inline)
+                        self._last = None if again.special else (again, ticket - call, source)
+                        self._task(again, ticket, source)
                     else:
                         self._do(command, files)
 
+    def _laps(self, receive, into, view):
+        # type: (Any, Any, Any) -> Tuple[int, Any]
+        """The last task again and again, with other params each time, until something else comes:
+        what was received then.
+
+        All goes as in `_task`, with everything within reach: the others had the processor since the
+        last lap, and whatever is looked up here comes from far away."""
+        call, offset, source = self._last
+        place, home, pid, replies = self._place, self._home, self._pid, self._replies
+        whole, settle, space = self._reader.whole, self._streams.settle, links.SPACE
+        decode, encode, send = codec.decode_blob, codec.encode_result, answers.send
+        clock, getpid, fchdir = time.perf_counter, os.getpid, os.fchdir
+        function, writable, before = call.map, call.writable, call.id
+        while True:
+            count, ancillary, _, _ = receive(into, space)
+            command = None if ancillary else whole(view[:count])
+            if type(command) is not tuple:
+                self._calls[call.id] = self._calls.pop(before)
+                return count, ancillary
+            _, number, params = command
+            call.id, call.params, ticket = number, params, number + offset
+            place[0] = ticket
+            if place[1] < ticket < place[2]:
+                place[0] = 0
+                continue  # withdrawn
+            kind, began = answers.RESULT, clock()
+            try:
+                piece = None
+                if source is not None:
+                    piece = shared.load(read_blob(source, writable), writable)
+                if writable:
+                    params = bytearray(params)
+                segments = encode(function(decode(params, writable), piece))
+            except BaseException as error:
+                kind, segments = answers.FAILURE, self._failure(call, error)
+            seconds = clock() - began
+            if getpid() != pid:
+                self._leave()
+            wrote = settle()
+            fchdir(home)
+            if not ticket % _REAP_EVERY:
+                procs.reap_strangers(_STRANGERS)
+            place[0] = 0
+            send(replies, kind, wrote, ticket, seconds, segments)
+
     def _lap(self, command):
         # type: (Any) -> None
-        """The last task again, with other params."""
+        """One that came together with something else."""
         _, number, params = command
         call, offset, source = self._last
         self._calls[number] = self._calls.pop(call.id)
@@ -313,6 +354,8 @@ class Worker(object):
                 self._code = read_blob(command[1], False)
         elif kind == END:
             call = self._calls.pop(command[1], None)
+            if self._last is not None and call is self._last[0]:
+                self._last = None
             if call is not None and isinstance(call.params, Held):
                 call.params.close()
             if call is not None and call.partials is not None:
