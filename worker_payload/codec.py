@@ -35,6 +35,7 @@ PROTOCOL = 4  # the newest that Python 3.6 reads
 INLINE = 1024  # arrays up to this many bytes stay in the pickle: a segment would cost more
 ALIGN = 64  # of a segment within a blob
 _BLOB = struct.Struct("<8sQ")
+_ONE = struct.Struct("<8sQQ")  # with the length of the first segment
 _TWO = struct.Struct("<QQQ")  # number of segments, lengths of the first two
 _BLOB_MAGIC = b"jamblob1"
 _MAX_PARTS = 1 << 24
@@ -426,15 +427,28 @@ def decode_blob(data, writable=False):
     value, or an array of a form that is known: most params and slices are, and a round is short."""
     if len(data) >= ALIGN and data[: len(_BLOB_MAGIC)] == _BLOB_MAGIC:
         count, first, second = _TWO.unpack_from(data, len(_BLOB_MAGIC))
-        if count == 1 and ALIGN + first == len(data) and type(data) is bytes:
-            if b"\x93" not in data:  # it names no global
-                return pickle.loads(data[ALIGN:])
+        if count == 1:
+            bare = bare_pickle(data)
+            if bare is not None:
+                return pickle.loads(bare)
         elif count == 2 and first <= _FORM_BYTES:
             begin = 2 * ALIGN + (first - 1) // ALIGN * ALIGN
             form = _forms.get(bytes(data[ALIGN : ALIGN + first]))
             if form is not None and second == form.size and begin + second == len(data):
                 return form.array(data, form.dtype, -1, begin).reshape(form.shape)
     return decode(blob_segments(data), writable=writable)
+
+
+def bare_pickle(data):
+    # type: (Buffer) -> Optional[bytes]
+    """The pickle in a blob, if there is nothing else in it, and it names no global: `pickle.loads`
+    reads it. `blob_parts` makes the blob of it again."""
+    if type(data) is not bytes or len(data) < ALIGN or b"\x93" in data:
+        return None
+    magic, count, length = _ONE.unpack_from(data)
+    if magic != _BLOB_MAGIC or count != 1 or ALIGN + length != len(data):
+        return None
+    return data[ALIGN:]
 
 
 def blob_size(parts):

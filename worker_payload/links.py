@@ -13,7 +13,7 @@ import struct
 from collections import deque
 from typing import Any, Deque, List, Sequence, Tuple, Union
 
-_FRAME = struct.Struct("<IH")
+FRAME = struct.Struct("<IH")  # in front of a frame: bytes, descriptors
 MAX_FDS = 64  # in one message; the system's limit is 253
 SPACE = socket.CMSG_SPACE(4 * MAX_FDS)
 
@@ -32,7 +32,7 @@ def adopt(fd):
 def frame(value, fds=0):
     # type: (Any, int) -> bytes
     data = marshal.dumps(value)
-    return _FRAME.pack(len(data), fds) + data
+    return FRAME.pack(len(data), fds) + data
 
 
 def rights(fds):
@@ -70,16 +70,11 @@ class Reader(object):
         self._missing = 0  # bytes, before which a look at the pieces would be of no use
         self._fds = deque()  # type: Deque[int]
 
-    def whole(self, data):
-        # type: (memoryview) -> Any
-        """The value, if these bytes are one frame, and came without descriptors; else None, and
-        nothing has happened."""
-        if self._pieces or self._fds or len(data) <= _FRAME.size:
-            return None
-        length, count = _FRAME.unpack_from(data)
-        if count or length != len(data) - _FRAME.size:
-            return None
-        return marshal.loads(data[_FRAME.size :])
+    @property
+    def at_boundary(self):
+        # type: () -> bool
+        """Whether no frame has come in part."""
+        return not self._pieces and not self._fds
 
     def feed(self, data, fds):
         # type: (Union[bytes, memoryview], List[int]) -> List[Tuple[Any, List[int]]]
@@ -90,15 +85,15 @@ class Reader(object):
             return []
         data = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
         found = []
-        position, end, needed = 0, len(data), _FRAME.size
-        while end - position >= _FRAME.size:
-            length, count = _FRAME.unpack_from(data, position)
-            begin, needed = position + _FRAME.size, _FRAME.size + length
+        position, end, needed = 0, len(data), FRAME.size
+        while end - position >= FRAME.size:
+            length, count = FRAME.unpack_from(data, position)
+            begin, needed = position + FRAME.size, FRAME.size + length
             if begin + length > end:
                 break
             value = marshal.loads(data[begin : begin + length])
             found.append((value, [self._fds.popleft() for _ in range(count)] if count else []))
-            position, needed = begin + length, _FRAME.size
+            position, needed = begin + length, FRAME.size
         rest = data[position:] if position else data
         self._pieces = [rest] if rest else []
         self._missing = needed - len(rest)

@@ -11,7 +11,7 @@ import operator
 import struct
 from typing import Any, Dict, List, Optional, Tuple
 
-from worker_payload import links, wire
+from worker_payload import codec, links, wire
 from worker_payload.answers import ONE_SEGMENT, RESULT, SIZE
 from worker_payload.combining import Combining
 from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
@@ -70,7 +70,8 @@ class Lap(object):
         self._open = dict(
             zip(range(self.base + 2, self.base + 2 + len(self.workers)), self.workers)
         )
-        return links.frame((LAP, self.base + 1, params))
+        bare = codec.bare_pickle(params)  # looked for once, and not by each worker
+        return links.frame((LAP, self.base + 1, params if bare is None else bare, bare is not None))
 
     def hear(self, worker, data):
         # type: (int, bytes) -> bool

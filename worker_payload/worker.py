@@ -8,6 +8,7 @@ import io
 import marshal
 import mmap
 import os
+import pickle
 import select
 import struct
 import sys
@@ -28,6 +29,7 @@ _BUFFER = 65536
 _SHARE_SECONDS = 0.02  # params that take longer to read are read once per call, not once per task
 _SPAN_SECONDS = 0.05  # after which a worker ends a span early: others may be idle
 _REAP_EVERY = 256  # tasks
+_SHORT = 1024  # bytes of an answer that is sent in the shortest way
 _STRANGERS = 64  # zombies that may be left in our care
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
@@ -244,12 +246,12 @@ class Worker(object):
         # type: () -> None
         """Until the agent closes the socket."""
         buffer = bytearray(_BUFFER)
-        into, view, receive = [buffer], memoryview(buffer), self._sock.recvmsg_into
+        view = memoryview(buffer)
         while True:
-            if self._last is None:
-                count, ancillary, _, _ = receive(into, links.SPACE)
+            if self._last is None or not self._reader.at_boundary:
+                count, ancillary, _, _ = self._sock.recvmsg_into([buffer], links.SPACE)
             else:
-                count, ancillary = self._laps(receive, into, view)
+                count, ancillary = self._laps(buffer, view)
             if not count:
                 return
             frames = self._reader.feed(view[:count], links.descriptors(ancillary))
@@ -276,28 +278,34 @@ class Worker(object):
                     else:
                         self._do(command, files)
 
-    def _laps(self, receive, into, view):
-        # type: (Any, Any, Any) -> Tuple[int, Any]
+    def _laps(self, buffer, view):
+        # type: (bytearray, memoryview) -> Tuple[int, Any]
         """The last task again and again, with other params each time, until something else comes:
         what was received then.
 
-        All goes as in `_task`, with everything within reach: the others had the processor since the
-        last lap, and whatever is looked up here comes from far away."""
+        All goes as in `_task`, but with everything within reach and written out: others had the
+        processor since the last lap, and whatever is looked up here comes from far away."""
         call, offset, source = self._last
-        place, home, pid, replies = self._place, self._home, self._pid, self._replies
-        whole, settle, space = self._reader.whole, self._streams.settle, links.SPACE
-        decode, encode, send = codec.decode_blob, codec.encode_result, answers.send
+        function, writable, lap = call.map, call.writable, None
+        receive, into, space = self._sock.recvmsg_into, [buffer], links.SPACE
+        unpack, head, loads = links.FRAME.unpack_from, links.FRAME.size, marshal.loads
+        place, home, pid, settle = self._place, self._home, self._pid, self._streams.settle
+        unpickle, decode, encode = pickle.loads, codec.decode_blob, codec.encode_result
         clock, getpid, fchdir = time.perf_counter, os.getpid, os.fchdir
-        function, writable, before = call.map, call.writable, call.id
+        pack, write = answers.ONE_SEGMENT.pack, self._replies.sendall
+        value = piece = segments = data = None  # type: Any
         while True:
             count, ancillary, _, _ = receive(into, space)
-            command = None if ancillary else whole(view[:count])
+            length, files = unpack(buffer)
+            alone = length == count - head and not files and not ancillary
+            command = loads(view[head:count]) if alone else None
             if type(command) is not tuple:
-                self._calls[call.id] = self._calls.pop(before)
+                if lap is not None:
+                    self._went(call, lap)
                 return count, ancillary
-            _, number, params = command
-            call.id, call.params, ticket = number, params, number + offset
-            place[0] = ticket
+            lap = command
+            _, number, params, bare = lap
+            place[0] = ticket = number + offset
             if place[1] < ticket < place[2]:
                 place[0] = 0
                 continue  # withdrawn
@@ -306,9 +314,11 @@ class Worker(object):
                 piece = None
                 if source is not None:
                     piece = shared.load(read_blob(source, writable), writable)
-                if writable:
-                    params = bytearray(params)
-                segments = encode(function(decode(params, writable), piece))
+                if bare:
+                    value = unpickle(params)
+                else:
+                    value = decode(bytearray(params) if writable else params, writable)
+                segments = encode(function(value, piece))
             except BaseException as error:
                 kind, segments = answers.FAILURE, self._failure(call, error)
             seconds = clock() - began
@@ -319,16 +329,26 @@ class Worker(object):
             if not ticket % _REAP_EVERY:
                 procs.reap_strangers(_STRANGERS)
             place[0] = 0
-            send(replies, kind, wrote, ticket, seconds, segments)
+            if len(segments) == 1 and len(segments[0]) < _SHORT:
+                data = segments[0]
+                write(pack(kind, wrote, ticket, seconds, 1, len(data)) + data)
+            else:
+                answers.send(self._replies, kind, wrote, ticket, seconds, segments)
+            value = piece = segments = data = None  # which may be large, and we may wait for long
 
     def _lap(self, command):
         # type: (Any) -> None
         """One that came together with something else."""
-        _, number, params = command
         call, offset, source = self._last
+        self._went(call, command)
+        self._task(call, call.id + offset, source)
+
+    def _went(self, call, lap):
+        # type: (_Call, Any) -> None
+        """A call has come to this lap."""
+        _, number, params, bare = lap
         self._calls[number] = self._calls.pop(call.id)
-        call.again(number, params)
-        self._task(call, number + offset, source)
+        call.again(number, b"".join(codec.blob_parts([params])) if bare else params)
 
     def _source(self, digest, inline):
         # type: (Optional[str], Any) -> Any

@@ -102,6 +102,52 @@ def test_without_data_each_worker_is_called(master, module):
         assert repeated(master)
 
 
+def test_a_worker_keeps_nothing_of_a_repeated_call(master, module):
+    name = module(
+        """
+        import weakref
+        import numpy
+        kept = []
+        def mapfunc(params, dataset):
+            alive = sum(ref() is not None for ref in kept)
+            answer = numpy.full(500, alive, float)
+            kept[:] = [weakref.ref(params), weakref.ref(answer)]
+            return answer
+        def reduce(a, b):
+            return a + b
+        """
+    )
+    for _ in range(3):
+        shortly(master, name, numpy.ones(3000))
+        assert not master.run(name, numpy.zeros(3000)).any()
+
+
+def test_params_of_every_kind_in_repeated_calls(master, module):
+    name = module(
+        """
+        def mapfunc(params, dataset):
+            return [params, params]
+        def reduce(a, b):
+            return a
+        """
+    )
+    shortly(master, name, 0)
+    array = numpy.arange(2000.0)
+    for params in (
+        1,
+        "two",
+        {"three": (3.0, None)},
+        numpy.float32(4),
+        array[:5],
+        array,
+        b"7" * 9000,
+    ):
+        for answer in (shortly(master, name, params), master.run(name, params)):
+            assert repeated(master)
+            assert type(answer[0]) is type(params)
+            assert numpy.array_equal(answer[0], params)
+
+
 def test_what_changed_is_noticed(master, module):
     name = module(SCALED)
     matrix = numpy.arange(64.0).reshape(-1, 4)
