@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +65,14 @@ def _decode_span(
 
 
 def decode_all(
-    modules: dict[str, ModuleType], answers: Iterable[tuple[int, str, Sequence[Buffer], int]]
-) -> list[tuple[int, Any]]:
-    """Slices, and what the answers to them are. answers: slice, host and segments of each. Raises
-    TaskFailed."""
-    values: list[tuple[int, Any]] = []
-    answer: tuple[int, str, Sequence[Buffer], int] = -1, "", (), 0
-    try:
-        for answer in answers:
-            values.append((answer[0], codec.decode_untrusted(answer[2], modules)))
+    modules: dict[str, ModuleType], answers: Sequence[tuple[int, str, Sequence[Buffer], int]]
+) -> list[Any]:
+    """What these answers are. answers: slice, host and segments of each. Raises TaskFailed."""
+    single = [answer[2][0] for answer in answers if len(answer[2]) == 1]
+    values = codec.numbers(single) if len(single) == len(answers) else None
+    if values is not None:
         return values
-    except codec.DecodeError as error:
-        raise _refused(error, answer[1], answer[0], "its answer") from None
+    return [decode(modules, host, first, segments) for first, host, segments, _ in answers]
 
 
 def decode(
@@ -90,11 +86,7 @@ def decode(
     try:
         return codec.decode_untrusted(segments, modules)
     except codec.DecodeError as error:
-        raise _refused(error, host, task, what) from None
-
-
-def _refused(error: codec.DecodeError, host: str, task: int, what: str) -> BaseException:
-    if isinstance(error.__context__, KeyboardInterrupt):
-        return KeyboardInterrupt()
-    message = f"{what} is refused: {error}"
-    return TaskFailed(host=host, slice=task, type="DecodeError", message=message)
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        message = f"{what} is refused: {error}"
+        raise TaskFailed(host=host, slice=task, type="DecodeError", message=message) from None

@@ -285,8 +285,8 @@ class Master:
     def _folded(self, call: Call, bundle: Bundle, answers: list[Answer]) -> Any:
         """answers: to all slices, in their order, none of them long."""
         reduce = getattr(bundle.module, "reduce", None) or default_reduce
-        first, *others = decode_all(bundle.modules, answers)
-        value = all_reduced(reduce, first[1], others)
+        values = decode_all(bundle.modules, answers)
+        value = all_reduced(reduce, values, [answer[0] for answer in answers])
         if self._progress is not None:
             self._progress(call.done, call.slices, 0)
         return value

@@ -7,10 +7,12 @@ Addition of floats is not associative, so the order and the pairing are part of 
 from __future__ import annotations
 
 import errno
+import functools
 import io
+import operator
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -39,24 +41,27 @@ def default_reduce(a: Any, b: Any) -> Any:
 
 def reduced(reduce: Reduce, value: Any, other: Any, index: int) -> Any:
     """reduce(value, other). index: the slice that `other` is of. Raises ReduceError."""
-    return all_reduced(reduce, value, [(index, other)])
+    return all_reduced(reduce, [value, other], [-1, index])
 
 
-def all_reduced(reduce: Reduce, value: Any, others: Iterable[tuple[int, Any]]) -> Any:
-    """reduce(reduce(value, other), other) and so on. others: with the slice that each is of. Raises
+def all_reduced(reduce: Reduce, values: Sequence[Any], slices: Sequence[int]) -> Any:
+    """reduce(reduce(value, value), value) and so on. slices: that each is of. Raises
     ReduceError."""
-    other: tuple[int, Any] = -1, None
+    rest = iter(values)
     try:
-        for other in others:
-            value = reduce(value, other[1])
-        return value
+        return functools.reduce(reduce, rest)
     except JamError as error:
-        message = f"slice {other[0]} does not fit: {error.message}"
-        raise ReduceError(message, error.hint) from error
+        whose = _taken_last(slices, rest)
+        raise ReduceError(f"{whose} does not fit: {error.message}", error.hint) from error
     except Exception as error:  # whatever the user's reduce raises
+        whose = _taken_last(slices, rest)
         raise ReduceError(
-            f"slice {other[0]} does not fit: reduce raised {sums.kind(error)}: {error}"
+            f"{whose} does not fit: reduce raised {sums.kind(error)}: {error}"
         ) from error
+
+
+def _taken_last(slices: Sequence[int], rest: Iterator[Any]) -> str:
+    return f"slice {slices[len(slices) - operator.length_hint(rest) - 1]}"
 
 
 class OrderedFold:

@@ -358,6 +358,12 @@ _NUMBER = re.compile(
 )
 
 
+def numbers(pickles):
+    # type: (Sequence[Buffer]) -> Optional[List[Any]]
+    """What hosts sent, if each is nothing but a number or None; else None."""
+    return list(map(pickle.loads, pickles)) if all(map(_NUMBER.match, pickles)) else None
+
+
 def decode_untrusted(segments, modules):
     # type: (Sequence[Buffer], Mapping[str, Any]) -> Any
     """The object in segments that a host sent. Arrays come out writeable.

@@ -60,9 +60,10 @@ def read_again(data):
     return int(found.group(1)), int(found.group(2)), bytes(data[begin:])
 
 
-# of an answer, as JSON: all of it, the slice's number, and the number of its segments
 _DIGITS = rb"(?:0|[1-9][0-9]{0,8})"
-_ROW = re.compile(rb"(\[(N),N,(N),N(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?\])".replace(b"N", _DIGITS))
+_ROW = rb"\[N,N,N,N(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?\]".replace(b"N", _DIGITS)
+_RESULT_HEADER = re.compile(rb"\[(0|[1-9][0-9]{0,17}),\[ROW(?:,ROW)*\]\]\Z".replace(b"ROW", _ROW))
+_IN_ROW = re.compile(rb"\[([0-9]+),[0-9]+,([0-9]+),")  # of such a header: task, its segments
 
 
 def read_result(data, call):
@@ -78,8 +79,8 @@ def read_result(data, call):
     if magic != MAGIC or kind != _RESULT or not count or end > size:
         return None
     header = data[begin:end]
-    rows = _ROW.findall(header)
-    if header != b"[%d,[%s]]" % (call, b",".join([row[0] for row in rows])):
+    whose = _RESULT_HEADER.match(header)
+    if whose is None or int(whose.group(1)) != call:
         return None
     segments = []  # type: List[Buffer]
     for length in struct.unpack_from(">%dQ" % count, data, HEAD.size):
@@ -87,9 +88,11 @@ def read_result(data, call):
         end += length
     if end != size:
         return None
-    if len(rows) == count and all([row[2] == b"1" for row in rows]):  # as nearly always
-        return [(int(row[1]), [part]) for row, part in zip(rows, segments)]
-    if sum([int(row[2]) for row in rows]) != count:
+    tasks, counts = zip(*_IN_ROW.findall(header))
+    if counts == (b"1",) * count:  # as nearly always
+        return [(task, [part]) for task, part in zip(map(int, tasks), segments)]
+    many = list(map(int, counts))
+    if sum(many) != count:
         return None
     rest = iter(segments)
-    return [(int(task), list(itertools.islice(rest, int(many)))) for _, task, many in rows]
+    return [(int(task), list(itertools.islice(rest, some))) for task, some in zip(tasks, many)]

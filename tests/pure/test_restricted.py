@@ -120,6 +120,27 @@ def test_forged_dtypes(dtype):
     refuse(array(b"", dtype, (0,)))
 
 
+@given(
+    st.lists(st.none() | st.booleans() | st.integers() | st.floats(), max_size=20),
+    st.lists(st.tuples(st.integers(0, 30), st.binary(max_size=2)), max_size=2),
+)
+def test_many_numbers_at_once_are_what_they_are_one_by_one(values, changes):
+    pickles = [bytearray(pickle.dumps(value, codec.PROTOCOL)) for value in values]
+    short = [value for value in values if type(value) is not int or -(2**31) <= value < 2**31]
+    found = codec.numbers(pickles)
+    assert found is None or len(found) == len(short) == len(values)
+    assert found is not None or len(short) < len(values)
+    for at, data in changes:
+        for changed in pickles[at // 2 : at // 2 + 1]:
+            changed[at : at + 1] = data
+    found = codec.numbers(pickles)
+    if found is not None:
+        one_by_one = [codec.decode_untrusted([data], {}) for data in pickles]
+        assert repr(found) == repr(one_by_one)
+    for attack in ATTACKS.values():
+        assert codec.numbers([*pickles, TOP + attack + b"."]) is None
+
+
 def test_nothing_that_is_shared_has_changed():
     for attack in ATTACKS.values():
         with pytest.raises(DecodeError):

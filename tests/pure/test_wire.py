@@ -122,7 +122,7 @@ def test_the_short_way_of_an_again_agrees_with_the_decoder(message, data):
     st.lists(
         st.tuples(
             st.integers(0, 10**9 - 1), st.integers(0, 999),
-            st.floats(0, 10**6), st.lists(st.binary(max_size=40), min_size=1, max_size=3),
+            st.floats(0, 10**6), st.lists(st.binary(max_size=40), max_size=3),
         ),
         min_size=1, max_size=20,
     ),
@@ -132,7 +132,7 @@ def test_the_short_way_of_a_result_agrees_with_the_decoder(call, answers, data):
     tasks = [[task, worker, len(parts), seconds] for task, worker, seconds, parts in answers]
     segments = [part for *_, parts in answers for part in parts]
     whole = stream_of([wire.Result(call, tasks, segments)])
-    if "+" not in str(tasks):
+    if "+" not in str(tasks) and segments:
         assert read_result(whole, call) == [(task, parts) for task, *_, parts in answers]
     assert read_result(whole, call + 1) is None
     assert read_result(whole + b"x", call) is read_result(whole[:-1], call) is None
