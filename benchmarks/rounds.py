@@ -8,10 +8,10 @@ lines, which one `ssh` talks to: what jam does, with nothing that makes it safe.
 
 Each contender has a master process of its own, as anybody uses it: threads of one would take the
 interpreter from another. How fast processes are to each other differs by a tenth or two from one
-start to the next, execnet's as well as jam's; so each contender is started several times, and what
+start to the next, execnet's as well as jam's; so the contenders are started several times, and what
 counts is the median of the ratios. Workers of dask and ipyparallel are busy while they have nothing
-to do, which would slow the others down; so each of the two has a race of its own with execnet,
-started once.
+to do, which would slow the others down, and mitogen takes long to start; so each of these has a
+race of its own with execnet, started once, with fewer bursts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from jamtasks import Master
 
 from . import common, peers, trivial
 
-STARTS = 3
-BURSTS, BURST = 10, 20  # per start; rounds per burst, the first of which does not count
+STARTS = 5
+BURSTS, BURST = 8, 20  # per start; rounds per burst, the first of which does not count
+APART = ("mitogen", "ipyparallel, bare TCP", "dask, bare TCP")
+BURSTS_APART = 4
 WORKERS = (1, 4, 16)
 FORK = multiprocessing.get_context("fork")
 Start = Callable[[common.Host, int, ExitStack], Callable[[], object]]
@@ -160,10 +162,9 @@ CONTENDERS: dict[str, Start] = {
     "ipyparallel, bare TCP": peer("ipyparallel"),
     "dask, bare TCP": peer("dask"),
 }
-RESTLESS = ("ipyparallel, bare TCP", "dask, bare TCP")
 RACES = (
-    (tuple(name for name in CONTENDERS if name not in RESTLESS), STARTS),
-    *(((name, BASE), 1) for name in RESTLESS),
+    (tuple(name for name in CONTENDERS if name not in APART), STARTS, BURSTS),
+    *(((name, BASE), 1, BURSTS_APART) for name in APART),
 )
 
 
@@ -171,8 +172,8 @@ def main() -> None:
     cells: dict[str, list[str]] = {name: [] for name in CONTENDERS}
     with common.host() as host:
         for workers in WORKERS:
-            for names, starts in RACES:
-                found = [race(host, workers, names) for _ in range(starts)]
+            for names, starts, bursts in RACES:
+                found = [race(host, workers, names, bursts) for _ in range(starts)]
                 for name in names:
                     if len(cells[name]) <= WORKERS.index(workers):
                         cells[name].append(cell(name, found))
@@ -183,12 +184,14 @@ def main() -> None:
     )
 
 
-def race(host: common.Host, workers: int, names: tuple[str, ...]) -> dict[str, float | str]:
+def race(
+    host: common.Host, workers: int, names: tuple[str, ...], bursts: int
+) -> dict[str, float | str]:
     """Seconds, or why there are none."""
     with common.Race() as run:
         for name in names:
             run.enter(name, functools.partial(apart, CONTENDERS[name], host, workers))
-        medians = run.run(BURSTS)
+        medians = run.run(bursts)
     return {name: run.reasons.get(name) or medians[name] for name in names}
 
 
