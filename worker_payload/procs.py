@@ -10,7 +10,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, List, Set
+    from typing import Callable, Dict, Iterable, List, Optional, Set
 
 OWNER = "JAM_OWNER"  # in the environment of everything an agent starts; see layout.owner
 WORKER = "JAM_WORKER"  # in the environment of what a worker's user code starts
@@ -214,11 +214,17 @@ def adopt_orphans():
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+_libc_prctl = None  # type: Optional[Callable[..., int]]  # looked up once: forks of us have it
+
+
 def _prctl(option, value):
     # type: (int, int) -> bool
+    global _libc_prctl
     try:
-        import ctypes
+        if _libc_prctl is None:
+            import ctypes
 
-        return ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
+            _libc_prctl = ctypes.CDLL(None).prctl
+        return _libc_prctl(option, value, 0, 0, 0) == 0
     except (ImportError, AttributeError, OSError):
         return False
