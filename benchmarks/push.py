@@ -12,6 +12,8 @@ import hashlib
 import os
 import statistics
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -252,6 +254,44 @@ def peer_memory(
         return before, _during(lambda: call(LINGER), pids)
 
 
+FORKS = """
+import gc, os, sys
+import numpy
+data, workers = numpy.load(sys.argv[1], mmap_mode="r"), int(sys.argv[2])
+gc.collect()
+gc.freeze()
+for number in range(workers):
+    if not os.fork():
+        numpy.array_split(data, workers)[number].sum()
+        os.write(1, b"%d\\n" % os.getpid())
+        os.read(0, 1)
+        os._exit(0)
+os.read(0, 1)
+"""
+
+
+def forks_memory(host: common.Host, matrix: numpy.ndarray, workers: int) -> tuple[float, float]:
+    """Of Pythons forked from one that has imported numpy, which map the data, add it up, and do
+    nothing else."""
+    seen = []
+    for data in (numpy.zeros((workers, 4)), matrix):
+        with (
+            tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".npy") as file,
+            ExitStack() as stack,
+        ):
+            numpy.save(file, data)
+            file.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-c", FORKS, file.name, str(workers)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            stack.callback(common.end, process)
+            assert process.stdin is not None and process.stdout is not None
+            stack.callback(process.stdin.close)
+            seen.append(common.memory([int(process.stdout.readline()) for _ in range(workers)]))
+    return seen[0], seen[1]
+
+
 def _during(go: Callable[[], object], pids: list[int]) -> float:
     """The memory these processes take while go() runs: the median, as one look takes its time."""
     thread = threading.Thread(target=go)
@@ -267,6 +307,7 @@ def _during(go: Callable[[], object], pids: list[int]) -> float:
 def memory(host: common.Host, matrix: numpy.ndarray) -> None:
     contenders = {
         "jam": jam_memory,
+        "bare forks of a Python with numpy (limit)": forks_memory,
         "plain pipes to local processes": functools.partial(peer_memory, "pipes"),
         "execnet": functools.partial(peer_memory, "execnet-uncompressed"),
     }
