@@ -241,6 +241,8 @@ class Repeating(Combining):
             return None
         if call.tasks or call.refused or call.talks or (call.estimate or 0.0) > LAP_SECONDS / 2:
             return None
+        if self._serial != call.serial + len(call.told):
+            return None  # something else went out since, which some worker may have done last
         workers = []  # type: List[Worker]
         for task in call.told:
             worker = task.done_by

@@ -431,6 +431,46 @@ def test_what_is_repeated_goes_past_the_host_though_another_master_keeps_a_call(
     assert again(1, 3) is None, "the other master has work here, though its data is not here yet"
 
 
+def test_nothing_goes_past_the_host_when_a_worker_did_something_else_last() -> None:
+    agent = Agent()
+    for master in (1, 2, 3):
+        agent.master(master)
+
+    def end(found: dict[int, list[int]]) -> None:
+        while found:
+            (worker, (ticket, *_)), *_ = found.items()
+            found = given(agent.answer(worker, ticket, seconds=1e-5))
+
+    def again(master: int) -> int:
+        actions = agent.say(master, wire.Again(2, 1, [b"other"]))
+        (repeat,) = of(actions, states.Repeat)
+        for worker, ticket, *_ in repeat.given:
+            end(given(agent.answer(worker, ticket, seconds=1e-5)))
+        return len(repeat.given)
+
+    end(given(agent.call([[0, None, None]], master=1)))
+    ((busy, (long,)),) = given(agent.call([[0, None, 1]], master=2)).items()
+    end(given(agent.call([[0, None, None], [1, None, None]], master=3)))
+    assert again(1) == 1 and not agent.host.repeats(), "another task is under way"
+    assert again(3) == 1, "its other task may go elsewhere"
+    agent.answer(busy, long)
+    assert not agent.host.repeats() or agent.host.lap() is None
+
+
+def test_nothing_goes_past_the_host_to_a_worker_that_took_the_place_of_a_dead_one() -> None:
+    agent = Agent(workers=1)
+    agent.master()
+    ((worker, (ticket,)),) = given(agent.call([[0, None, None]])).items()
+    agent.answer(worker, ticket, seconds=1e-5)
+    (repeat,) = of(agent.say(1, wire.Again(2, 1, [b"other"])), states.Repeat)
+    ((worker, *_),) = repeat.given
+    agent.host.gone(worker, None, 9, 0, "", "")  # before it began
+    ((other, (ticket,)),) = given(agent.settle()).items()
+    assert other != worker
+    assert sent(agent.answer(other, ticket, seconds=1e-5), wire.Result)
+    assert not agent.host.repeats() or agent.host.lap() is None, "it never heard of an Again"
+
+
 def test_a_call_that_printed_once_goes_past_the_host_when_it_is_repeated_without() -> None:
     agent = Agent()
     agent.master()
