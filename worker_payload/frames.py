@@ -8,6 +8,7 @@ A frame is a fixed head, a table of segment lengths, a JSON header and raw segme
 The header is a JSON list: the message's fields in order. JSON can be read in a dump and cannot
 execute.
 
+>>> from worker_payload.wire import Revoke
 >>> decoder = Decoder()
 >>> decoder.feed(b"".join(encode(Revoke(3, [7, 8]))))
 [Revoke(call=3, ids=[7, 8])]

@@ -1,5 +1,6 @@
 """Frames: every message there and back, however the bytes are cut, and nonsense refused."""
 
+import doctest
 import itertools
 import json
 import mmap
@@ -16,6 +17,12 @@ from worker_payload.fields import CHECKS
 from worker_payload.frames import Decoder, encode
 from worker_payload.shortcuts import read_again, read_result, write_again
 from worker_payload.wire import ProtocolError
+
+
+def test_doctests():
+    failed, attempted = doctest.testmod(frames)
+    assert attempted and not failed
+
 
 counts = st.integers(0, 2**63 - 1)
 numbers = st.integers(-(2**63), 2**63 - 1)
