@@ -110,7 +110,8 @@ class Process:
                 self.last = call, ticket - call, digest, inline
                 self.current = worker.TASK, ticket, call, digest, inline
             elif kind == worker.LAP:
-                _, call, params = command
+                _, call, params, bare = command
+                params = b"".join(codec.blob_parts([params])) if bare else params
                 before, beyond, digest, inline = self.last
                 self.last = call, beyond, digest, inline
                 self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
