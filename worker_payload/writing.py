@@ -127,6 +127,7 @@ class Writer(object):
         if tier is not budget.ram or not budget.disk.path:
             self.abort()
             raise self._full(tier, error)
+        self._fd = -1  # until there is another
         try:
             with budget.locked():
                 self._open(budget.reserve(self.total, [budget.disk]))
@@ -134,8 +135,5 @@ class Writer(object):
         except OSError as failure:
             self.abort()
             raise self._full(budget.disk, failure)
-        except StoreFull:
-            self._fd = -1
-            raise
         finally:
             self._discard(tier, name, fd)

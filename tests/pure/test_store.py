@@ -412,6 +412,23 @@ def test_a_disk_below_its_limit_is_an_error(make, full_after, on_ram, on_disk):
     assert on_ram() == on_disk() == [] and store.used() == (0, 0)
 
 
+def test_a_disk_that_cannot_be_looked_at_is_an_error(
+    make, full_after, on_ram, on_disk, monkeypatch
+):
+    store, data = make(), blob(10000)
+    full_after("/shm/", 4321)
+    writer = store.begin(digest(data), len(data))
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("worker_payload.budget.Budget.reserve", broken)
+    with pytest.raises(StoreFull, match="Input/output error"):
+        writer.write(0, data)
+    writer.abort()
+    assert on_ram() == on_disk() == [] and store.used() == (0, 0)
+
+
 def test_a_directory_that_cannot_be_ours_is_named(make, tmp_path):
     (tmp_path / "cache").mkdir()
     os.symlink("/tmp", str(tmp_path / "cache" / "blobs"))
