@@ -121,7 +121,7 @@ class _Streams(object):
     def _put_right(self):
         # type: () -> int
         ours = self.out, self.err
-        for other in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
+        for other in _there():
             if other is not self.out and other is not self.err:
                 _flush(other)
         sys.stdout, sys.stderr = ours
@@ -144,6 +144,18 @@ def _flush(stream):
         return True
     except BaseException:  # closed, or not a file at all
         return False
+
+
+def _there():
+    # type: () -> List[Any]
+    """What stands for the streams now: user code may have taken them away."""
+    return [getattr(sys, "stdout", None), getattr(sys, "stderr", None)]
+
+
+def _flush_what_is_there():
+    # type: () -> None
+    for stream in _there():
+        _flush(stream)
 
 
 class _Call(object):
@@ -440,8 +452,7 @@ class Worker(object):
     def _leave():
         # type: () -> None
         """End a fork of us that came back from the user's code: what it says is nobody's answer."""
-        for stream in (sys.stdout, sys.stderr):
-            _flush(stream)
+        _flush_what_is_there()
         os._exit(0)
 
     def _give_out(self, call):
@@ -524,6 +535,5 @@ def main(sock, replies, board, place):
         if os.getpid() == pid:
             traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            _flush(stream)
+        _flush_what_is_there()
         os._exit(status)

@@ -400,15 +400,15 @@ def test_sys_exit_is_a_failure(place: Place) -> None:
 def test_a_fork_that_comes_back_is_not_heard(place: Place) -> None:
     client = place.attach(workers=1)
     source = (
-        "import os\n"
+        "import os, sys\n"
         "def mapfunc(params, x):\n"
         "    pid = os.fork()\n"
         "    if pid == 0 and x == 2: raise ValueError('in the child')\n"
-        "    if pid: os.waitpid(pid, 0)\n"
-        "    return os.getpid()\n"
+        "    if pid == 0 and x == 3: del sys.stdout, sys.stderr\n"
+        "    return os.getpid(), os.waitpid(pid, 0)[1] if pid else None\n"
     )
-    worker, again = client.run(source, [1, 2])
-    assert worker == again == client.run(source, [1])[0]
+    first, *others = client.run(source, [1, 2, 3]) + client.run(source, [1])
+    assert first[1] == 0 and others == [first] * 3
     assert not client.others
 
 
