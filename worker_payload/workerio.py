@@ -30,7 +30,8 @@ class Stream(object):
         self.fd = fd
         self.ended = False
         self.dropped = 0
-        self.last = b""
+        self.last = b""  # that came while `last_of` was worked on
+        self.last_of = 0
         self._ticket = 0
         self._passed = 0
         self._tail = b""
@@ -47,9 +48,12 @@ class Stream(object):
         self.ended = not data
         return data
 
-    def admit(self, data, ticket):
-        # type: (bytes, int) -> List[bytes]
-        """What to pass on of what a task printed."""
+    def admit(self, data, ticket, current):
+        # type: (bytes, int, int) -> List[bytes]
+        """What to pass on of what a task printed. current: the ticket that is worked on now, 0 if
+        there is none."""
+        if current != self.last_of:
+            self.last, self.last_of = b"", current
         self.last = (self.last + data)[-_LAST_WORDS:]
         pieces = []
         if ticket != self._ticket:
@@ -130,9 +134,11 @@ class WorkerIO(object):
         """Whether no answer has come in part, or is about to come."""
         return not self._pending and self._large is None and self.waits_for is None
 
-    def last_words(self):
-        # type: () -> str
-        return self.streams[1].last.decode("utf-8", "replace")
+    def last_words(self, ticket):
+        # type: (int) -> str
+        """What it wrote to stderr while it worked on that, at last; 0: on nothing."""
+        stream = self.streams[1]
+        return stream.last.decode("utf-8", "replace") if stream.last_of == ticket else ""
 
     def go_on(self):
         # type: () -> None

@@ -79,21 +79,27 @@ class Workforce(Watching):
             return
         if not data:
             self._unwatch(stream.fd)
-        for piece in stream.admit(data, self._host.ticket_of(io.number)):
+        for piece in stream.admit(data, self._host.ticket_of(io.number), self._current(io)):
             self._host.output(io.number, ticket, stream.number, piece)
 
     def _drain(self, io, ticket):
         # type: (WorkerIO, int) -> None
         """All that a worker printed so far."""
+        current = self._current(io)
         for stream in io.streams:
             for _ in range(64):
                 data = stream.read()
                 if not data:
                     break
-                for piece in stream.admit(data, ticket):
+                for piece in stream.admit(data, ticket, current):
                     self._host.output(io.number, ticket, stream.number, piece)
             for piece in stream.finish():
                 self._host.output(io.number, ticket, stream.number, piece)
+
+    def _current(self, io):
+        # type: (WorkerIO) -> int
+        """The ticket that a worker works on, as it says itself; 0 if there is none."""
+        return int(TICKET.unpack_from(self._board, io.place * PLACE)[0])
 
     def _on_worker(self, io):
         # type: (WorkerIO) -> None
@@ -192,7 +198,7 @@ class Workforce(Watching):
         # type: (int) -> int
         """The ticket that a worker works on."""
         io = self._workers.get(number)
-        return TICKET.unpack_from(self._board, io.place * PLACE)[0] if io is not None else 0
+        return self._current(io) if io is not None else 0
 
     def _do_withdraw(self, action):
         # type: (records.Withdraw) -> None
@@ -274,7 +280,7 @@ class Workforce(Watching):
                 for ok, wrote, ticket, seconds, payload in answers:
                     self._drain(io, ticket)
                     self._host.answered(number, ticket, ok, bool(wrote), seconds, payload)
-        ticket = TICKET.unpack_from(self._board, io.place * PLACE)[0]
+        ticket = self._current(io)
         self._drain(io, ticket)
         if not io.retired:
             # what it left behind: still its children, or those that carry its mark
@@ -283,7 +289,7 @@ class Workforce(Watching):
         if io.deserted and signal_ == signal.SIGKILL:
             note = note or "it closed its connection to the agent, which then ended it"
         note = note or io.note or self._obituary.note(signal_, io.killed)
-        self._host.gone(number, exit_, signal_, ticket, io.last_words(), note)
+        self._host.gone(number, exit_, signal_, ticket, io.last_words(ticket), note)
         del self._workers[number]
         self._silent.pop(number, None)
         io.kind.workers.discard(number)

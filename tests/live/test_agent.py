@@ -237,6 +237,21 @@ def test_a_killed_worker_is_lost_and_replaced(place: Place) -> None:
     assert client.collect(call, 1)[2] not in (first, None)
 
 
+def test_last_words_are_those_of_the_task_that_died(place: Place) -> None:
+    client = place.attach(workers=1)
+    call = client.begin(
+        "import os, sys, time\n"
+        "def mapfunc(params, x):\n"
+        "    if x == 0: sys.stderr.write('something harmless\\n')\n"
+        "    if x == 2: os._exit(1)\n"
+    )
+    client.task(call, [0])
+    client.collect(call, 1)  # with what it printed
+    client.task(call, [1, 2], first=1)
+    lost = client.collect(call, 2)[2]
+    assert (lost.exit, lost.stderr) == (1, "")
+
+
 def test_only_the_culprit_is_lost(place: Place) -> None:
     client = place.attach(workers=1)
     call = client.begin(
