@@ -548,6 +548,13 @@ def test_fire_alone_ends_what_a_program_started(two):
     assert not two.agents()
 
 
+def test_a_users_own_folder_of_examples(shell):
+    (shell.folder / "examples").mkdir()
+    (shell.folder / "examples" / "mine.py").write_text("def mapfunc(params, slice): return 1\n")
+    assert shell.jam("map", "examples.mine")[0] == 0
+    assert shell.jam("map", "examples.multiply_sum")[0] == 0
+
+
 def test_programs_on_two_hosts(two):
     examples = ROOT / "examples"
     script = str(examples / "newton_sqrt.py")

@@ -1,1 +1,0 @@
-"""Examples: each is a module for `inv map examples.NAME`; some are programs too."""
