@@ -117,6 +117,28 @@ def test_a_matrix_is_sent_once_and_never_again(master, host, module):
         assert another.last_run.bytes_sent == 0
 
 
+def test_workers_of_a_host_share_the_memory_of_data(master, module):
+    name = module(
+        """
+        def mapfunc(params, rows):
+            at = rows.ctypes.data
+            for line in open("/proc/self/maps"):
+                area, access, _, device, inode = line.split()[:5]
+                begin, end = [int(number, 16) for number in area.split("-")]
+                if begin <= at < end:
+                    return [(access, device, inode)]
+        def reduce(a, b):
+            return a + b
+        """
+    )
+    one_slice = numpy.arange(40000.0).reshape(400, 100)
+    slices = DataSet(numpy.concatenate([one_slice] * 8), slice_size=400)
+    master.run(name, None, slices)
+    places = master.run(name, None, slices)
+    assert len(places) == 8 and len(set(places)) == 1, "one file for all, whoever maps it"
+    assert places[0][0] == "r--s"
+
+
 def test_long_params_and_code_count_as_sent(master, module):
     name = module("def mapfunc(params, item):\n    return len(params)\n")
     params = os.urandom(100_000)
