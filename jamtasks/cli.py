@@ -20,7 +20,7 @@ from invoke import Collection, Context, Program, task
 from invoke.exceptions import Exit, ParseError
 
 from . import checkout, jobs_cli
-from .console import command, emit, note, show_result, width
+from .console import command, emit, emit_json, note, show_result, width
 from .errors import UsageError
 from .words import FORM, HOSTS, helps
 
@@ -161,7 +161,7 @@ def _tell(
     from . import report
 
     if json:
-        emit(report.dumps(ran.json(result)))
+        emit_json(ran.json(result))
     else:
         custom = getattr(target, "report", None)
         if place is None or callable(custom):
@@ -201,7 +201,10 @@ def bootstrap(
     loaded = settings.load(hosts_file, accept_new=accept_new)
     settings.check_project(project)
     done = fleet.bootstrap(loaded, loaded.select(hosts), project)
-    emit(report.dumps(done.json()) if json else report.bootstrap_table(done, width()))
+    if json:
+        emit_json(done.json())
+    else:
+        emit(report.bootstrap_table(done, width()))
     down = [row for row in done.hosts if row.state != "up"]
     if down and not quiet:
         note(f"{len(down)} of {report.counted(len(done.hosts), 'host')} could not be used")
@@ -248,7 +251,10 @@ def fire(
     done = Project(project, hosts_file=hosts_file, accept_new=accept_new).fire(
         hosts, drain=drain, workers=jobs or both, agents=map or both
     )
-    emit(report.dumps(done.json()) if json else report.fire_table(done, width()))
+    if json:
+        emit_json(done.json())
+    else:
+        emit(report.fire_table(done, width()))
     if not quiet:
         note(report.fire_summary(done))
     if all(row.left is None for row in done.hosts):

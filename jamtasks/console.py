@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ def command(body: Callable[..., int | None]) -> Callable[..., None]:
         try:
             with interrupts.raised():
                 _check_streams()
+                _print_anything()
                 code = body(*args, **kwargs) or 0
         except KeyboardInterrupt:
             note(interrupts.WORD)
@@ -54,6 +57,25 @@ def _check_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     if sys.stdout is None:
         raise UsageError("stdout is closed", "send results that nobody wants to /dev/null")
+
+
+def _print_anything() -> None:
+    """Let stdout take any text: a result is not lost for a character that its encoding lacks."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper):
+        return
+    if out.errors == "strict":
+        out.reconfigure(errors="backslashreplace")
+    elif out.errors == "surrogateescape":  # without a locale: undecoded bytes as they were
+        codecs.register_error("jam.bytes", _bytes_or_escapes)
+        out.reconfigure(errors="jam.bytes")
+
+
+def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def complain(error: Exception, *, debug: bool = False) -> int:
@@ -109,6 +131,14 @@ def emit(text: str) -> None:
     """A result, to stdout."""
     with stdout_may_close():
         print(text)
+
+
+def emit_json(value: Any) -> None:
+    """A result as JSON, to stdout: in UTF-8 if that is stdout's encoding, else in ASCII."""
+    from .report import dumps
+
+    encoding = sys.stdout.encoding or "utf-8"
+    emit(dumps(value, ascii=codecs.lookup(encoding).name != "utf-8"))
 
 
 def show_result(result: Any, report: Any, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from invoke import Context, task
 
-from .console import command, emit, note, show_result, width
+from .console import command, emit, emit_json, note, show_result, width
 from .words import FORM, HOSTS, WordTask, helps
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def submit(
     inv submit --exe 'gzip -k $1' --parameters a.txt,b.txt
 
     inv submit --exe './train.py --lr {lr} --seed {seed}' --grid lr=0.1,0.01 --grid seed=0..9"""
-    from . import job_report, report
+    from . import job_report
     from .errors import UsageError
 
     flags = dict(locals())
@@ -96,7 +96,7 @@ def submit(
         raise UsageError("--exe is missing: what shall the jobs run?", "see: inv --help submit")
     done = _project(project).submit(**_jobs(flags), joblog=joblog)
     if json:
-        emit(report.dumps(done.json()))
+        emit_json(done.json())
     elif not quiet:
         emit(job_report.submit_summary(done))
     return 0
@@ -163,14 +163,14 @@ def hire(
     inv hire 4
 
     inv hire --hosts lab1*8,me@lab2:2222*8 --project sweep"""
-    from . import arguments, job_report, report
+    from . import arguments, job_report
 
     helps(count, "hire")
     done = _project(project, hosts_file, accept_new).hire(
         arguments.positive(count, "hire"), hosts, idle=arguments.seconds(idle, "--idle"), cwd=cwd
     )
     if json:
-        emit(report.dumps(done.json()))
+        emit_json(done.json())
     elif not quiet:
         emit(job_report.hire_summary(done))
         plain = len(done.hosts) == 1 and not any(row.note or row.left for row in done.hosts)
@@ -338,7 +338,7 @@ def _show_dispatch(
         value = done.json()
         if target is not None:
             value["result"] = report.jsonable(done.value)
-        emit(report.dumps(value))
+        emit_json(value)
     elif target is not None and done.reduced:
         show_result(done.value, getattr(target, "report", None), str(name))
     if quiet:
@@ -372,12 +372,12 @@ def status(
     Of map calls those of this machine are shown."""
     import time
 
-    from . import call_report, job_report, presence, report
+    from . import call_report, job_report, presence
 
     found = _project(project).status()
     calls = presence.running(project)
     if json:
-        emit(report.dumps({**found.json(), **({"calls": calls} if calls else {})}))
+        emit_json({**found.json(), **({"calls": calls} if calls else {})})
     else:
         text = job_report.status_table(found, width(), time.time())
         emit(text.partition("\n")[0] if quiet else text)

@@ -350,9 +350,17 @@ def table(
 # --- JSON --------------------------------------------------------------------------------------
 
 
-def dumps(value: Any) -> str:
-    """One JSON value for programs, in one line, readable by any parser (no bare NaN)."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+def dumps(value: Any, *, ascii: bool = False) -> str:
+    """One JSON value for programs, in one line, readable by any parser (no bare NaN).
+
+    UTF-8 can hold it: lone surrogates, which stand for bytes of files in other encodings, are
+    escaped. ascii: so are all other characters that ASCII does not have.
+    """
+    text = json.dumps(value, ensure_ascii=ascii, allow_nan=False)
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def jsonable(value: Any) -> Any:

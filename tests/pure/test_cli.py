@@ -2,7 +2,9 @@
 
 import contextlib
 import doctest
+import io
 import json
+import sys
 import textwrap
 
 import numpy
@@ -285,6 +287,58 @@ def test_output_that_does_not_fit_the_result_leaves_no_file(jam, fake, module, t
     assert code == 2
     assert "no array" in err and ".pkl" in err
     assert not [path for path in tmp_path.iterdir() if "r.npy" in path.name]
+
+
+# --- text that stdout's encoding does not have --------------------------------------------------
+
+TEXT = "caf\u00e9 caf\udce9 \ud800 \u20ac \U0001f600"  # \udce9: from a file that is Latin-1
+ENCODINGS = [
+    (
+        ("utf-8", "strict"),
+        "caf\u00e9 caf\\udce9 \\ud800 \u20ac \U0001f600".encode(),
+    ),
+    (
+        ("utf-8", "surrogateescape"),
+        "caf\u00e9 caf".encode() + b"\xe9 " + "\\ud800 \u20ac \U0001f600".encode(),
+    ),
+    (("latin-1", "strict"), b"caf\xe9 caf\\udce9 \\ud800 \\u20ac \\U0001f600"),
+    (("ascii", "surrogateescape"), b"caf\\xe9 caf\xe9 \\ud800 \\u20ac \\U0001f600"),
+    (("latin-1", "replace"), b"caf\xe9 caf? ? ? ?"),
+]
+
+
+@pytest.fixture
+def printed(fake, monkeypatch):
+    """printed((encoding, errors), words...) -> the bytes on such a stdout, of a run without an
+    error."""
+
+    def run(stream, *words):
+        fake.result = TEXT
+        out = io.BytesIO()
+        encoding, errors = stream
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding, errors))
+            with contextlib.suppress(SystemExit):
+                cli.program().run(["jam", "map", *words, "--quiet"])
+            sys.stdout.flush()
+            return out.getvalue().rstrip(b"\n")
+
+    return run
+
+
+@pytest.mark.parametrize(("stream", "expected"), ENCODINGS)
+def test_no_result_is_lost_for_its_characters(printed, module, capfd, stream, expected):
+    assert printed(stream, module(PLAIN)) == expected
+    report = module(PLAIN + "def report(result): print(result)\n")
+    assert printed(stream, report) == expected
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stream", [stream for stream, _ in ENCODINGS])
+def test_json_is_json_whatever_stdout_holds(printed, module, tmp_path, stream):
+    out = printed(stream, module(PLAIN), "--json", "--output", "z.json")
+    assert json.loads(out.decode("utf-8"))["result"] == TEXT
+    assert json.loads((tmp_path / "z.json").read_text("utf-8")) == TEXT
 
 
 # --- errors -------------------------------------------------------------------------------------

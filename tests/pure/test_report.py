@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import re
 
 import numpy
 import pytest
@@ -214,6 +215,20 @@ anything = st.recursive(
 @given(anything)
 def test_every_result_gives_strict_json(value):
     json.loads(report.dumps(report.jsonable(value)), parse_constant=pytest.fail)
+
+
+def test_json_keeps_characters_and_escapes_what_is_none():
+    assert report.dumps("caf\u00e9 caf\udce9") == '"caf\u00e9 caf\\udce9"'
+    assert report.dumps("\u00e9 \U0001f600", ascii=True) == '"\\u00e9 \\ud83d\\ude00"'
+
+
+@given(st.text(st.characters() | st.characters(categories=["Cs"], max_codepoint=0xDFFF)))
+def test_any_text_comes_back_from_json(text):
+    # two halves of one character side by side are that character in JSON
+    text = re.sub("[\ud800-\udbff](?=[\udc00-\udfff])", "", text)
+    for ascii in (False, True):
+        written = report.dumps([text, {text: 1}], ascii=ascii)
+        assert json.loads(written.encode("ascii" if ascii else "utf-8")) == [text, {text: 1}]
 
 
 @given(st.text())
