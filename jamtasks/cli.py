@@ -20,7 +20,7 @@ from invoke import Collection, Context, Program, task
 from invoke.exceptions import Exit, ParseError
 
 from . import checkout, jobs_cli
-from .console import command, emit, emit_json, note, show_result, width
+from .console import command, emit, emit_json, note, show_result, stdout_may_close, width
 from .errors import UsageError
 from .words import FORM, HOSTS, helps
 
@@ -266,7 +266,16 @@ def fire(
 
 
 class JamProgram(Program):
-    """Invoke's program, but wrong use exits with 2, as all of jam does."""
+    """Invoke's program, but wrong use exits with 2, as all of jam does, and a reader of its lists
+    and help texts may go."""
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
+        try:
+            with stdout_may_close():
+                super().run(argv, exit)
+        finally:  # what Invoke has printed before it leaves may be in the buffer still
+            with contextlib.suppress(OSError), stdout_may_close():
+                pass
 
     def parse_core(self, argv: list[str] | None) -> None:
         with _wrong_use_is_2():

@@ -160,7 +160,8 @@ def stdout_may_close() -> Iterator[None]:
     """A reader that has gone (`| head`) has seen what it wanted: no error, and no more output."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

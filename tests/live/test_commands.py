@@ -482,6 +482,16 @@ def test_a_reader_that_goes_is_no_error(shell):
     assert (process.wait(SECONDS), err) == (0, "")
 
 
+@pytest.mark.parametrize("words", [["--list"], ["--help"], ["--help", "map"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_help_that_goes_is_no_error(shell, words, unbuffered):
+    process = shell.start(*JAM, *words, PYTHONUNBUFFERED=unbuffered)
+    process.stdout.close()
+    with process.stderr:
+        err = process.stderr.read()
+    assert (process.wait(SECONDS), err) == (0, "")
+
+
 # --- over SSH -----------------------------------------------------------------------------------
 
 
