@@ -61,13 +61,25 @@ class WordTask(Task[Any]):
 
 def helps(word: str | None, task: str) -> None:
     """Show the help of a task if that is what was asked for, and do not return: Invoke takes any
-    first word for the task's own. Raises UsageError for any other flag."""
+    first word for the task's own. Raises UsageError for any other flag, and if this program cannot
+    be begun anew."""
     if word in ("-h", "--help"):
+        program = _program(word)
         before = sys.argv[: sys.argv.index(word)]
         known_as = [name for name in before if name == task or name.endswith(f".{task}")]
-        os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", (known_as or [task])[-1]])
+        os.execv(sys.executable, [*program, "--help", (known_as or [task])[-1]])
     if word is not None and word.startswith("-"):
         raise UsageError(f"no such flag: {word}", f"the flags: inv --help {task}")
+
+
+def _program(word: str) -> list[str]:
+    """How this program was called, without its words, of which `word` is one: perhaps by
+    `python -c`."""
+    words = sys.argv[1:]
+    begun = len(sys.orig_argv) - len(words)
+    if begun < 2 or sys.orig_argv[begun:] != words or word not in words:  # made up by a program
+        raise UsageError("the help of a task is not shown from here", "write: jam --help TASK")
+    return [sys.executable, *sys.orig_argv[1:begun]]
 
 
 def _asked_at_the_end() -> bool:

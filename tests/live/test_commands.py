@@ -482,7 +482,7 @@ def test_a_reader_that_goes_is_no_error(shell):
     assert (process.wait(SECONDS), err) == (0, "")
 
 
-@pytest.mark.parametrize("words", [["--list"], ["--help"], ["--help", "map"]])
+@pytest.mark.parametrize("words", [["--list"], ["--help"], ["--help", "map"], ["map", "--help"]])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_of_help_that_goes_is_no_error(shell, words, unbuffered):
     process = shell.start(*JAM, *words, PYTHONUNBUFFERED=unbuffered)

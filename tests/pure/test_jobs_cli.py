@@ -394,9 +394,36 @@ def test_help_behind_a_task_that_takes_a_word(monkeypatch):
     monkeypatch.setattr(words.os, "execv", lambda path, argv: ran.append(argv[1:]))
     for argv in (["inv", "hire", "--help"], ["inv", "jam.hire", "--json", "--help"]):
         monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-I", *argv])
         with pytest.raises(UsageError):  # where it comes to when nothing takes its place
             words.helps("--help", "hire")
-    assert [line[1:] for line in ran] == [["--help", "hire"], ["--help", "jam.hire"]]
+    assert ran == [["-I", "inv", "--help", name] for name in ("hire", "jam.hire")]
+
+
+@pytest.mark.parametrize(
+    ("begun", "again"),
+    [
+        (["/usr/bin/jam"], ["/usr/bin/jam"]),
+        (["-c", "main()"], ["-c", "main()"]),
+        (["-X", "dev", "-m", "invoke"], ["-X", "dev", "-m", "invoke"]),
+        ([], None),
+        (["-c", "sys.argv = ...", "other"], None),
+    ],
+)
+def test_help_begins_the_program_anew_as_it_was_begun(monkeypatch, begun, again):
+    ran = []
+    monkeypatch.setattr(words.os, "execv", lambda path, argv: ran.append(argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["-c", "map", "--help"])
+    typed = [] if again is None else ["map", "--help"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", *begun, *typed])
+    with pytest.raises(UsageError):
+        words.helps("--help", "map")
+    assert ran == ([] if again is None else [[*again, "--help", "map"]])
+
+
+def test_help_asked_by_a_program_is_an_error_in_words():
+    with pytest.raises(UsageError, match="not shown from here"):
+        words.helps("-h", "map")  # and no word of this test's own command line
 
 
 def test_every_task_has_an_example():
