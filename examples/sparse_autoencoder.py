@@ -250,7 +250,7 @@ def main(words=None):
         print(error, file=sys.stderr)
         return error.exit_code
     except ImportError as error:
-        print("%s: pip install scipy scikit-learn" % error, file=sys.stderr)
+        print("%s; in the checkout: pip install '.[examples]'" % error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

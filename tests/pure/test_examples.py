@@ -1,9 +1,11 @@
 """The examples' arithmetic, without hosts: slices are mapped here and reduced in order."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import itertools
+import sys
 from pathlib import Path
 
 import numpy
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jamtasks
 from examples import (
     char_count,
     inner_product,
@@ -121,6 +124,15 @@ def test_autoencoder_makes_more_patches_than_there_are_digits():
     assert patches.shape == (2000, 64)
     assert abs(patches).max() <= 0.9
     numpy.testing.assert_array_equal(patches[:100], sparse_autoencoder.digits(100))
+
+
+def test_the_autoencoder_names_the_extra_of_what_it_lacks(monkeypatch, capsys):
+    monkeypatch.setattr(jamtasks, "Master", lambda hosts: contextlib.nullcontext())
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert sparse_autoencoder.main(["--iterations", "1"]) == 2
+    command = "pip install '.[examples]'"
+    assert capsys.readouterr().err.endswith(f"; in the checkout: {command}\n")
+    assert command in (FOLDER.parent / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
