@@ -18,9 +18,9 @@ def load(kinds: Collection[str]) -> None:
     """Import now what connections of these kinds need: for Fabric that takes longer than logging in
     to a host nearby."""
     if "fabric" in kinds:
-        import fabric  # noqa: F401
+        from jamtasks.transport import fabric_ssh, libraries  # noqa: F401
 
-        from jamtasks.transport import fabric_ssh  # noqa: F401
+        libraries.load()
 
 
 def connect(spec: HostSpec, settings: Settings, attempt: Attempt | None = None) -> Connection:

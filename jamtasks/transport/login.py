@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jamtasks.errors import HostError
 from jamtasks.settings import Settings
-from jamtasks.transport import authentication, host_keys
+from jamtasks.transport import authentication, host_keys, libraries
 from jamtasks.transport.base import Attempt, Crowded, gate, say
 from jamtasks.transport.dialing import Line, dial
 from jamtasks.transport.lending import packetizer
@@ -64,6 +64,7 @@ class Login:
             door.release()
 
     def _log_in(self, settings: Settings, began: float) -> None:
+        libraries.load()
         import fabric
         import paramiko
 

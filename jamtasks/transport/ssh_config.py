@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from jamtasks.errors import HostError, SettingsError
 from jamtasks.settings import HostSpec, Settings, parse_host, split
+from jamtasks.transport import libraries
 from jamtasks.transport.base import LOOK_SECONDS, Attempt
 
 MAX_HOPS = 8
@@ -155,6 +156,7 @@ def _ask(argv: list[str], attempt: Attempt) -> tuple[int, str, str]:
 
 def _resolve_without_ssh(spec: HostSpec) -> dict[str, str]:
     """As Paramiko reads the files: without `Include`."""
+    libraries.load()
     import paramiko
 
     config = paramiko.SSHConfig()

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -477,3 +478,59 @@ def test_close_ends_a_write_to_a_host_that_stands_still(ssh, lab, way):
         go_on(stopped)
         writer.join(20)
         connection.close()
+
+
+# --- what it takes -----------------------------------------------------------------------------
+
+
+LOADED_BY_TWO = """
+import sys, threading
+from jamtasks import transport
+from jamtasks.settings import HostSpec
+from jamtasks.transport import libraries, ssh_config
+
+begun, other_came = threading.Event(), threading.Event()
+
+class Lock:
+    lock = threading.Lock()
+    def __enter__(self):
+        if not self.lock.acquire(blocking=False):
+            other_came.set()
+            self.lock.acquire()
+    def __exit__(self, *error):
+        self.lock.release()
+
+def asked(event, args):
+    if event != "import":
+        return
+    main = threading.current_thread() is threading.main_thread()
+    if main and args[0] == "paramiko.agent":  # what fabric wants of it first
+        other_came.set()
+    elif not main and args[0] == "paramiko.transport":  # paramiko itself is half made then
+        begun.set()
+        assert other_came.wait(30)
+
+sys.addaudithook(asked)
+libraries._lock = Lock()
+told = []
+
+def log_in():
+    try:
+        told.append(ssh_config._resolve_without_ssh(HostSpec("lab1"))["hostname"])
+    except BaseException as error:
+        told.append(repr(error))
+
+login = threading.Thread(target=log_in)
+login.start()
+assert begun.wait(30)
+transport.load(["fabric"])
+login.join()
+print(*told)
+"""
+
+
+def test_fabric_and_paramiko_are_whole_for_two_threads_that_load_them_at_once():
+    """One reads ssh_config without an `ssh`, the other gets Fabric ready meanwhile."""
+    words = [sys.executable, "-c", LOADED_BY_TWO]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "lab1\n", "")

@@ -32,7 +32,7 @@ LAYERS = {
 }  # fmt: skip
 # The same within transport.
 TRANSPORT = {
-    "wakeful": 0, "sealing": 0, "known_hosts": 0,
+    "wakeful": 0, "sealing": 0, "known_hosts": 0, "libraries": 0,
     "base": 1, "lending": 1,
     "ssh_config": 2, "local": 2,
     "openssh": 3, "host_keys": 3, "authentication": 3, "dialing": 3,
