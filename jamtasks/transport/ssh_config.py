@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import getpass
 import os
@@ -10,7 +11,6 @@ import shlex
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 
 from jamtasks.errors import HostError, SettingsError
 from jamtasks.settings import HostSpec, Settings, parse_host, split
@@ -21,7 +21,7 @@ MAX_HOPS = 8
 ASK_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Hop:
     """One SSH server on the way. The last is the host itself."""
 
@@ -65,14 +65,21 @@ def program() -> str | None:
 
 def route(spec: HostSpec, settings: Settings, attempt: Attempt) -> tuple[Hop, ...]:
     """The servers to log in to, one through the other. Raises HostError."""
-    return _route(spec, settings, attempt, spec.gateway, 0)
+    return _route(spec, settings, attempt, spec.gateway, ())
 
 
 def _route(
-    spec: HostSpec, settings: Settings, attempt: Attempt, gateway: str | None, depth: int
+    spec: HostSpec,
+    settings: Settings,
+    attempt: Attempt,
+    gateway: str | None,
+    behind: tuple[HostSpec, ...],
 ) -> tuple[Hop, ...]:
-    if depth > MAX_HOPS:
-        raise HostError(spec.label, "its jump hosts lead in a circle")
+    """behind: the servers that this one is on the way to, the host itself first."""
+    way = (*behind, spec)
+    if len(behind) > MAX_HOPS or _server(spec) in map(_server, behind):
+        circle = " behind ".join(each.name for each in way)
+        raise HostError(way[0].label, f"its jump hosts lead in a circle: {circle}")
     options = _resolve(spec, attempt)
     if gateway is None and "proxycommand" not in options:
         gateway = options.get("proxyjump")
@@ -81,28 +88,46 @@ def _route(
         *earlier, last = split(gateway)
         jump = _jump(last, spec, settings)
         # a chain says all of the way; a single jump host may have its own way in ssh_config
-        before = _route(jump, settings, attempt, ",".join(earlier) or jump.gateway, depth + 1)
+        before = _route(jump, settings, attempt, ",".join(earlier) or jump.gateway, way)
         options.pop("proxycommand", None)
     return (*before, _hop(spec, options))
 
 
 def _jump(word: str, spec: HostSpec, settings: Settings) -> HostSpec:
     try:
-        user, name, port, _ = parse_host(word.removeprefix("ssh://"))
+        jump, known = _named(word, settings)
+        gateway = known and known.gateway
+        if known and _server(jump) != _server(known):
+            # another sshd of that name: perhaps the very one that the known one is behind
+            words = split(known.gateway or "")
+            servers = [_server(_named(each, settings)[0]) for each in words]
+            if _server(jump) in servers:
+                gateway = ",".join(words[: servers.index(_server(jump))])
     except SettingsError as error:
         raise HostError(spec.label, f"its gateway: {error.message}", error.hint) from None
-    known = next((host for host in settings.hosts if host.label == name), None)
-    return HostSpec(
-        name=known.name if known else name,
-        user=user or (known.user if known else None),
-        port=port or (known.port if known else None),
-        key=known.key if known else None,
-        gateway=known.gateway if known else None,
+    return dataclasses.replace(
+        jump,
+        gateway=gateway or None,
         password=spec.password,
         ssh_config=spec.ssh_config,
         transport=spec.transport,
         label=f"{spec.label}: gateway {word}",
     )
+
+
+def _named(word: str, settings: Settings) -> tuple[HostSpec, HostSpec | None]:
+    """The server that a word of a gateway means, and the host of the settings that lends it what
+    the word leaves out. Raises SettingsError."""
+    user, name, port, _ = parse_host(word.removeprefix("ssh://"))
+    known = next((host for host in settings.hosts if host.label == name), None)
+    if known is None:
+        return HostSpec(name, user, port), None
+    return HostSpec(known.name, user or known.user, port or known.port, known.key), known
+
+
+def _server(spec: HostSpec) -> tuple[str | None, str, int | None]:
+    """What tells one login from another, as ssh compares jump hosts."""
+    return spec.user, spec.name, spec.port
 
 
 def _resolve(spec: HostSpec, attempt: Attempt) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Getting in: host keys, logins, jump hosts, ssh_config, crowds, and why it failed."""
 
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -350,7 +351,17 @@ def test_chain_of_gateways(ssh, lab, jump):
 
 def test_gateways_in_a_circle(ssh, lab, jump):
     lab.write_ssh_config(extra="Host lab1\n  ProxyJump gate\nHost gate\n  ProxyJump lab1\n")
-    fails(HostError, lab.spec("lab1"), lab.settings(), "circle")
+    error = fails(HostError, lab.spec("lab1"), lab.settings(), "circle")
+    assert "gateway" not in error.message
+
+
+def test_a_gateway_of_the_same_name(ssh, lab, jump):
+    """A container on a port of a machine, behind that machine."""
+    target, gate = jump
+    spec = lab.spec(target, gateway=f"lab1:{gate.port}")
+    settings = dataclasses.replace(lab.settings(), hosts=(spec,))
+    assert run(spec, settings)[0] == "hello\n"
+    assert gate.log.count("Accepted publickey") == 1
 
 
 @pytest.mark.parametrize("case", ["unknown", "changed"])
