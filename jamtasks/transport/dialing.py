@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket
 import subprocess
@@ -57,7 +58,8 @@ def dial(hop: Hop, settings: Settings, attempt: Attempt) -> Line:
         found = _look_up(hop, attempt)
     except (OSError, UnicodeError) as error:
         hint = "is it spelled right, and in DNS, /etc/hosts or ssh_config?"
-        other = "" if hop.host == hop.spec.name else f"{hop.host}: "  # by ssh_config
+        # by the settings or ssh_config; a jump host's label ends with what the user wrote
+        other = "" if hop.host in re.split("[ @/:]", label) else f"{hop.host}: "
         raise HostError(label, f"{other}{say(error)}", hint, retry=True) from None
     failures = []
     timeout = settings.connect_timeout

@@ -249,6 +249,11 @@ def test_a_name_that_is_not_known_is_said_once(lab):
     assert error.message.startswith("far: elsewhere.invalid: ")
     error = fails(HostError, lab.spec("nowhere.invalid", "fabric"), lab.settings(), "not known")
     assert error.message.count("nowhere.invalid") == 1
+    named = lab.spec("nowhere.invalid", "fabric", label="now")
+    error = fails(HostError, named, lab.settings(), "now: nowhere.invalid: ", "not known")
+    behind = lab.spec("far", "fabric", gateway="me@nowhere.invalid:24")
+    error = fails(HostError, behind, lab.settings(), "far: gateway me@nowhere.invalid:24: ")
+    assert error.message.count("nowhere.invalid") == 1
 
 
 def test_a_host_that_never_answers(ssh, lab):
