@@ -22,6 +22,7 @@ from .answering import take_back
 from .calls import Call
 from .errors import NoHostsError
 from .link import JOIN_SECONDS, Link
+from .outcome import key_hints
 from .rounds import Standing
 from .sending import Sending
 from .session import Session
@@ -165,9 +166,10 @@ class Engine(Sending):
             for link in self.links.values()
         ]
         hints = {error.hint for error in errors if error.hint}
+        refused = [(link.label, link.error) for link in self.links.values()]
         return NoHostsError(
             "no host could be reached: " + "; ".join(lines),
-            hints.pop() if len(hints) == 1 else None,
+            hints.pop() if len(hints) == 1 else "; ".join(key_hints(refused)) or None,
         )
 
     def join(self, spec: HostSpec) -> None:

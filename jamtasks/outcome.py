@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import HostError
+from .errors import HostError, HostKeyError
 from .report import FailedSlice, HostReport, RunReport
 
 if TYPE_CHECKING:
@@ -38,9 +38,20 @@ def of_host(seen: Seen, call: Call | None) -> HostReport:
     )
 
 
+def key_hints(hosts: Iterable[tuple[str, HostError | None]]) -> list[str]:
+    """What to do about host keys that were refused, each hint once, after the names of its hosts.
+
+    Only about these: no later attempt mends them, and their hints say what nobody can guess."""
+    of: dict[str, list[str]] = {}
+    for name, error in hosts:
+        if isinstance(error, HostKeyError) and error.hint:
+            of.setdefault(error.hint, []).append(name)
+    return [f"{', '.join(names)}: {hint}" for hint, names in of.items()]
+
+
 def of_run(call: Call, seen: Sequence[Seen], seconds: float) -> RunReport:
     hosts = tuple(of_host(one, call) for one in seen)
-    notes = list(call.notes)
+    notes = [*key_hints((link.label, error) for link, _, error, _ in seen), *call.notes]
     if call.moved:
         moved = ", ".join(map(str, sorted(call.moved)))
         notes.append(f"calls of a lost host ran elsewhere: {moved}")

@@ -596,7 +596,15 @@ def test_a_dead_host_is_named_everywhere(two):
 def test_an_unknown_host_key_is_refused_until_it_is_accepted(two):
     two.lab.host("lab3", key="host3", known=False)
     name = two.module("good", "def mapfunc(p, d): return 1\ndef reduce(a, b): return a\n")
+    two.lab.host("lab4", key="host1", known=False)
     complains(two.jam("map", name, "--hosts", "lab3"), 3, "lab3", "--accept-new")
+    words = ["map", name, "--hosts"]
+    code, _, err = two.jam(*words, "lab1,lab3,lab4")
+    assert (code, err.count("--accept-new")) == (0, 1), err
+    assert re.search("^lab3, lab4: compare it .*--accept-new$", err, re.MULTILINE), err
+    code, _, err = two.jam(*words, "lab3,lab4,nowhere.invalid")
+    assert (code, err.count("--accept-new")) == (3, 1), err
+    assert re.search("^  lab3, lab4: compare it .*--accept-new$", err, re.MULTILINE), err
     assert two.jam("map", name, "--hosts", "lab3", "--accept-new")[:2] == (0, "1\n")
     assert two.jam("map", name, "--hosts", "lab3")[:2] == (0, "1\n")
 
