@@ -11,6 +11,7 @@ What is copied is counted: a few bytes that are named again and again cannot bec
 """
 
 import builtins
+import enum
 import io
 import pickle
 import re
@@ -114,6 +115,9 @@ class _Finder(object):
             if name == "slice":
                 self.take_care()  # with a slice, a list can be assigned into itself
                 return _make_slice
+            if name == "getattr":  # in which Python 3.11.0 to 3.11.3 wrap the members of an Enum
+                self.take_care()
+                return self._member
             found = getattr(builtins, name, None)
             # groups iterate over what they are given
             if _is_class(found, Exception) and not _is_class(found, _GROUP):
@@ -163,6 +167,15 @@ class _Finder(object):
     def _bytearray(self, *args):
         # type: (*Any) -> bytearray
         return bytearray(*self._one(args, bytes))
+
+    def _member(self, *args):
+        # type: (*Any) -> Any
+        """A member of a shipped Enum, and no other attribute of anything."""
+        if len(args) == 2 and id(args[0]) in self.shipped and type(args[1]) is str:
+            cls, name = args
+            if isinstance(cls, enum.EnumMeta) and name in cls.__members__:
+                return cls.__members__[name]
+        raise _refused("builtins", "getattr")
 
     def _one(self, args, cls):
         # type: (Tuple[Any, ...], type) -> Tuple[Any, ...]

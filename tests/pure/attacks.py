@@ -15,6 +15,9 @@ from subprocess import CalledProcessError, Popen
 from os import system
 from collections import OrderedDict
 
+class Hue(enum.Enum):
+    DARK = 1
+
 class Plain:
     pass
 
@@ -143,6 +146,13 @@ ATTACKS = {
     "eval": call(name("builtins", "eval"), text("RAN.append(1)")),
     "exec": call(name("builtins", "exec"), text("1")),
     "getattr": call(name("builtins", "getattr"), name("shipped", "Plain"), text("x")),
+    "getattr of what": call(name("builtins", "getattr"), text("x"), text("join")),
+    "getattr of a builtin": call(name("builtins", "getattr"), name("builtins", "set"), text("add")),
+    "getattr of an enum": call(name("builtins", "getattr"), name("shipped", "Hue"), text("mro")),
+    "getattr of three": call(
+        name("builtins", "getattr"), name("shipped", "Hue"), text("DARK"), text("x")
+    ),
+    "getattr by bytes": call(name("builtins", "getattr"), name("shipped", "Hue"), raw(b"DARK")),
     "import": call(name("builtins", "__import__"), text("os")),
     "open": call(name("builtins", "open"), text("/tmp/x"), text("w")),
     "type": call(name("builtins", "type"), text("x"), EMPTY_TUPLE, EMPTY_DICT),

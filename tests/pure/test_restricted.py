@@ -87,6 +87,9 @@ def works():
     )
     assert decode(call(name("builtins", "bytearray"), raw(b"x"))) == bytearray(b"x")
     assert decode(slice_(0, 1)) == slice(0, 1)
+    # as Python 3.11.0 to 3.11.3 write it
+    dark = call(name("builtins", "getattr"), name("shipped", "Hue"), text("DARK"))
+    assert decode(dark) is SHIPPED.Hue.DARK
     assert decode(EMPTY_DICT + EMPTY_TUPLE + T1 * 9000 + num(1) + SETITEM)
     assert decode(name("shipped", "Many") + EMPTY_TUPLE + NEWOBJ + MARK + num(1) + APPENDS) == [1]
     assert decode(name("shipped", "Table") + EMPTY_TUPLE + NEWOBJ + num(1) + num(2) + SETITEM) == {
