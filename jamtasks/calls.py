@@ -17,6 +17,8 @@ from .rounds import Round, Standing
 from .session import Session
 from .spans import Spans
 
+Answer = tuple[int, str, list[Buffer], int]  # slice, host, segments; 0, or of how many slices
+
 
 @dataclass
 class Call:
@@ -32,8 +34,7 @@ class Call:
     keep_going: bool
     spans: Spans | None = None  # a task is many slices, not one
     inline: bool = False  # slices travel with their tasks, and are not kept
-    # (slice, host, answer, 0 or of how many slices from this one on)
-    results: deque[tuple[int, str, list[Buffer], int]] = field(default_factory=deque)
+    results: deque[Answer] = field(default_factory=deque)
     lag: int = 0  # bytes in `results`
     failures: list[TaskFailed] = field(default_factory=list)
     failures_seen: int = 0

@@ -65,14 +65,18 @@ def _decode_span(
 
 
 def decode_all(
-    modules: dict[str, ModuleType], answers: Sequence[tuple[int, str, Sequence[Buffer], int]]
+    modules: dict[str, ModuleType],
+    hosts: Sequence[str],
+    slices: Sequence[int],
+    answers: Sequence[Sequence[Buffer]],
 ) -> list[Any]:
-    """What these answers are. answers: slice, host and segments of each. Raises TaskFailed."""
-    single = [answer[2][0] for answer in answers if len(answer[2]) == 1]
+    """What these answers are. answers: the segments of each. hosts, slices: that it is of. Raises
+    TaskFailed."""
+    single = [answer[0] for answer in answers if len(answer) == 1]
     values = codec.numbers(single) if len(single) == len(answers) else None
     if values is not None:
         return values
-    return [decode(modules, host, first, segments) for first, host, segments, _ in answers]
+    return [decode(modules, *one) for one in zip(hosts, slices, answers, strict=True)]
 
 
 def decode(

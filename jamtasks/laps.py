@@ -22,24 +22,26 @@ if TYPE_CHECKING:
 
 SHORT = 16 << 10  # bytes of all answers: what is longer comes in pieces, and takes its time
 
-Answer = tuple[int, str, list[Buffer], int]  # see Call.results
-
 
 class Lap:
-    """call: the last one, which is over and was itself the repetition of another."""
+    """call: the last one, which is over and was itself the repetition of another. tasks, hosts: of
+    its answers, in the order in which `go` gives these."""
 
     def __init__(self, engine: Engine, call: Call, standing: Standing):
         self._engine = engine
         self._standing = standing
         self._link, self._session = standing.links[0]
-        self._tasks = sorted(standing.given[self._link.label])
+        self.tasks = sorted(standing.given[self._link.label])
+        self.hosts = [self._link.label] * len(self.tasks)
+        self._rows: list[tuple[bytes, bytes]] = []  # of the last answer, and where its parts are
+        self._parts: list[slice] = []
         self.call = call
         self.under_way: tuple[int, list[Buffer], float] = 0, [], 0.0  # number, params, since when
         self.became: Call | None = None  # what a lap under way has become
 
-    def go(self, params: list[Buffer]) -> list[Answer] | None:
-        """The answers to the call with these params. None: it is now what it `became`; or nothing
-        has happened, and it has to be called in the ordinary way."""
+    def go(self, params: list[Buffer]) -> list[list[bytearray]] | None:
+        """The segments of each answer to the call with these params. None: it is now what it
+        `became`; or nothing has happened, and it has to be called in the ordinary way."""
         engine, link, session = self._engine, self._link, self._session
         self.became = None
         with engine.lock:
@@ -51,7 +53,7 @@ class Lap:
         link.flush(session)
         return self._hear(ident)
 
-    def _hear(self, ident: int) -> list[Answer] | None:
+    def _hear(self, ident: int) -> list[list[bytearray]] | None:
         link, attached, unheard = self._link, self._link.attached, False
         if attached is None:
             self._give_up()
@@ -83,16 +85,26 @@ class Lap:
                 channel.close()
         return None
 
-    def _answers(self, data: Buffer, ident: int) -> list[Answer] | None:
+    def _answers(self, data: Buffer, ident: int) -> list[list[bytearray]] | None:
         """In the order of tasks; None if these bytes are anything but all of them."""
         found = read_result(data, ident)
         if found is None:
             return None
-        found.sort()
-        if [task for task, _ in found] != self._tasks:
+        rows, segments = found
+        if rows != self._rows and not self._learn(rows, len(segments)):
             return None
-        host = self._link.label
-        return [(task, host, segments, 0) for task, segments in found]
+        return [segments[part] for part in self._parts]
+
+    def _learn(self, rows: list[tuple[bytes, bytes]], segments: int) -> bool:
+        """Where the answers are that these rows are of: as in the last one, nearly always."""
+        parts, end = {}, 0
+        for task, count in rows:
+            begin, end = end, end + int(count)
+            parts[int(task)] = slice(begin, end)
+        if len(parts) != len(rows) or sorted(parts) != self.tasks or end != segments:
+            return False
+        self._rows, self._parts = rows, [parts[task] for task in self.tasks]
+        return True
 
     def _give_up(self) -> None:
         with self._engine.lock:

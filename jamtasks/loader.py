@@ -53,10 +53,11 @@ import os, sys
 from importlib.machinery import SourceFileLoader
 os.chdir(os.path.join(sys.argv[1], "worker_payload"))
 names = (
-    "cli layout attach launch procs serve keeper agent limits records wire kept tree circuit "
-    "channel frames room fields turns repeating links answers codec arrays shelf combining blobs "
-    "pool worker calls sums partials shared shortcuts workerio gate host keeping budget tiers "
-    "store writing kinds template masters poller workforce lost watching"
+    "cli layout attach launch procs serve keeper agent limits records wire kept tree circuit board "
+    "channel frames room fields turns repeating lap orders links answers codec arrays shelf "
+    "combining blobs pool worker called known streams calls sums partials shared shortcuts "
+    "workerio gate host keeping budget tiers store writing kinds template masters poller workforce "
+    "lost watching"
 ).split()
 for name in names + sorted(n[:-3] for n in os.listdir(".") if n.endswith(".py")):
     path = os.path.abspath(name + ".py")

@@ -21,11 +21,11 @@ from worker_payload.wire import Buffer
 
 from . import combining, datasets, feeding, modules, outcome, placement, printing
 from . import scheduler as plan
-from .calls import Call
+from .calls import Answer, Call
 from .encoding import Params, decode_all, decoder, encode_params
 from .engine import Engine
 from .errors import EncodingError, ModuleError, TaskFailed, UsageError
-from .laps import SHORT, Answer, Lap
+from .laps import SHORT, Lap
 from .link import Link
 from .lookout import Fold, Lookout
 from .printing import OnOutput
@@ -199,7 +199,7 @@ class Master:
             last = self._last
             if last is not None and last.fits(bundle, data, asked, encoded):
                 if last.lap is not None and (answers := last.lap.go(encoded.inline)) is not None:
-                    return self._of_lap(last.call, bundle, answers, began)
+                    return self._of_lap(last.lap, last.call, bundle, answers, began)
                 call = last.lap.became if last.lap is not None else None
                 call = call or self._engine.again(last.call, encoded.inline)
                 if call is not None:
@@ -261,7 +261,8 @@ class Master:
                 reduce = getattr(bundle.module, "reduce", None) or default_reduce
                 return self._join(call, bundle, reduce, results)
             self._shorten(call)
-            return self._folded(call, bundle, results)
+            slices, hosts, answers, _ = zip(*results, strict=True)
+            return self._folded(call, bundle, hosts, slices, answers)
         finally:
             if not call.over:
                 self._ended(call, began)
@@ -273,20 +274,34 @@ class Master:
             if len(standing.links) == 1:
                 self._last.lap = Lap(self._engine, call, standing)
 
-    def _of_lap(self, call: Call, bundle: Bundle, answers: list[Answer], began: float) -> Any:
+    def _of_lap(
+        self,
+        lap: Lap,
+        call: Call,
+        bundle: Bundle,
+        answers: Sequence[Sequence[Buffer]],
+        began: float,
+    ) -> Any:
         """What was asked for once more and is answered. call: one that went just like it."""
         try:
-            return self._folded(call, bundle, answers)
+            return self._folded(call, bundle, lap.hosts, lap.tasks, answers)
         finally:
             seconds = time.monotonic() - began
             with self._engine.lock:
                 self._report = functools.partial(outcome.of_run, call, self._seen(), seconds)
 
-    def _folded(self, call: Call, bundle: Bundle, answers: list[Answer]) -> Any:
+    def _folded(
+        self,
+        call: Call,
+        bundle: Bundle,
+        hosts: Sequence[str],
+        slices: Sequence[int],
+        answers: Sequence[Sequence[Buffer]],
+    ) -> Any:
         """answers: to all slices, in their order, none of them long."""
         reduce = getattr(bundle.module, "reduce", None) or default_reduce
-        values = decode_all(bundle.modules, answers)
-        value = all_reduced(reduce, values, [answer[0] for answer in answers])
+        values = decode_all(bundle.modules, hosts, slices, answers)
+        value = all_reduced(reduce, values, slices)
         if self._progress is not None:
             self._progress(call.done, call.slices, 0)
         return value

@@ -110,17 +110,21 @@ class Agent(Kinds):
         workers = [self._workers[number] for number in lap.workers if number in self._workers]
         if channel is None or len(workers) < len(lap.workers):
             return
-        circuit = Circuit(lap, channel, workers, self._take_in, self._take_answers)
+        circuit = Circuit(
+            lap, channel, workers, self._board, self._bell, self._take_in, self._take_answers
+        )
         if not circuit.is_clear():
+            return
+        if not circuit.bind():
+            for io in workers:
+                if not io.sender.idle:
+                    self._watch_out(io)
             return
         todo = circuit.run(self._poller.poll, until)
         self._host.now = time.monotonic()
         self._host.heard(channel.number)
         self._host.catch_up(lap)
         todo()
-        for io in workers:
-            if not io.sender.idle:
-                self._watch_out(io)
         if channel.out:
             self._dirty.add(channel)
 

@@ -17,10 +17,22 @@ from worker_payload.turns import LARGE
 HEAD = struct.Struct("<BBQdI")
 ONE_SEGMENT = struct.Struct("<BBQdIQ")  # the same with one length, as most answers begin
 SIZE = struct.Struct("<Q")  # bytes of the answer that ASK announces
-RESULT, FAILURE, ASK, FILE = 1, 2, 3, 4
+RESULT, FAILURE, ASK, FILE, RING = 1, 2, 3, 4, 5
 GO_ON = b"\1"  # the agent's answer to ASK
 
 _JOIN = 65536  # answers up to this many bytes are copied into one buffer
+
+
+def ring(ticket):
+    # type: (int) -> bytes
+    """What tells the agent that an answer stands on the board, and perhaps others."""
+    return HEAD.pack(RING, 0, ticket, 0.0, 0)
+
+
+def is_ring(data):
+    # type: (bytes) -> bool
+    """Whether that, received from a worker, is such a word and nothing else."""
+    return len(data) == HEAD.size and data[0] == RING
 
 
 def send(replies, kind, wrote, ticket, seconds, segments):

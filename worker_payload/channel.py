@@ -55,6 +55,11 @@ class Channel(object):
                 if size >= LARGE:
                     self._bulk += size
 
+    def own(self):
+        # type: () -> None
+        """What waits lies in memory that others are about to use."""
+        self.out = deque(map(bytes, self.out))
+
     def write(self):
         # type: () -> bool
         """Write what the descriptor takes; True if nothing is left. Raises OSError."""

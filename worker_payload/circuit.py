@@ -8,8 +8,11 @@ import os
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from worker_payload.answers import is_ring
+from worker_payload.board import LOUD, QUIET, ROOMS, Bell, Board, Rooms
 from worker_payload.channel import Channel
-from worker_payload.repeating import LAP_SECONDS, Lap
+from worker_payload.lap import PASS_BYTES, Lap
+from worker_payload.repeating import LAP_SECONDS
 from worker_payload.workerio import READ, WorkerIO
 
 AGAIN = 128 << 10  # bytes; what is longer is no lap
@@ -30,6 +33,8 @@ class Circuit(object):
         lap,  # type: Lap
         channel,  # type: Channel
         workers,  # type: List[WorkerIO]
+        board,  # type: Board
+        bell,  # type: Bell
         on_data,  # type: Callable[[Channel, Any], None]
         on_answers,  # type: Callable[[WorkerIO, Any], None]
     ):
@@ -37,55 +42,96 @@ class Circuit(object):
         self.lap = lap
         self.channel = channel
         self.workers = workers
+        self._board = board
+        self._bell = bell
+        self._rooms = Rooms(board, [io.place for io in workers])
         self._on_data = on_data
         self._on_answers = on_answers
-        self._ends = dict((io.replies.fileno(), (io.replies.recv, io.number, io)) for io in workers)  # type: Dict[int, Tuple[Callable[[int], bytes], int, WorkerIO]]
+        self._ends = dict((io.replies.fileno(), (io.replies.recv, io)) for io in workers)  # type: Dict[int, Tuple[Callable[[int], bytes], WorkerIO]]
         self._partly = {}  # type: Dict[int, WorkerIO]  # whose answers have come in part
         self._whole = dict(self._ends)  # the others
-        self._sends = [(io.sock.send, io) for io in workers]
         self._end = 0.0  # of our patience with the lap under way
 
     def is_clear(self):
         # type: () -> bool
-        """Whether nobody on it is in the middle of something."""
+        """Whether nobody on it is in the middle of something, and the bell is heard by all."""
         channel = self.channel
         if channel.out or channel.closing is not None or not channel.decoder.at_boundary():
             return False
+        if any(io.place >= ROOMS for io in self.workers):
+            return False
         return all(io.watched and io.sender.idle and io.at_boundary() for io in self.workers)
+
+    def bind(self):
+        # type: () -> bool
+        """Tell workers what they need to know; False if one of them does not take that now."""
+        places = [io.place for io in self.workers]
+        commands = self.lap.binding(places, self._board.changes())
+        try:
+            return all([io.sender.send([one]) for io, one in zip(self.workers, commands)])
+        except OSError:
+            return False  # it is gone: its template will tell
 
     def run(self, poll, until):
         # type: (Callable[[float], List[Tuple[int, int]]], float) -> Todo
         """Laps until then, or until something else happens: what is to be done about that, once the
         host has caught up."""
-        lap, whole = self.lap, self._whole
+        todo = self._laps(poll, until)
+        lap, bell = self.lap, self._bell
+        if lap.under_way is not None:
+            bell.collect()
+            words = self._rooms.words()
+            bell.between()
+            lap.gather(words, self._rooms)
+        return todo
+
+    def _laps(self, poll, until):
+        # type: (Callable[[float], List[Tuple[int, int]]], float) -> Todo
+        lap, whole, rooms, bell = self.lap, self._whole, self._rooms, self._bell
         end = until
         while True:
             found = poll(max(end - time.monotonic(), 0.0))
             if not found:  # it takes long
                 return nothing
+            came = False
             for fd, _ in found:
+                came = came or fd != self.channel.read_fd
                 if fd in whole:
-                    receive, number, io = whole[fd]
+                    receive, io = whole[fd]
                     try:
                         data = receive(READ)
                     except OSError:
                         return nothing  # to be read again, and told
-                    if lap.hear(number, data):
+                    if is_ring(data):
                         continue
                     todo = self._take(fd, io, functools.partial(io.answers_in, data))
                 else:
                     todo = self._other(fd)
                 if todo is not None:
                     return todo
-            result = lap.result()
-            if result is not None:
-                self.channel.queue(result)
-                try:
-                    if not self.channel.write():
+            if came and lap.under_way is not None:
+                words = rooms.words()
+                if words[::4] != lap.tickets:
+                    bell.between()
+                result = lap.look(words, rooms)
+                if result is not None:
+                    if not self._pass(result):
                         return nothing
-                except OSError:  # it is gone, which is noticed where it is read
+                elif lap.alone:
                     return nothing
             end = until if lap.under_way is None else min(until, self._end)
+
+    def _pass(self, result):
+        # type: (List[Any]) -> bool
+        """To the master; False if not all of it can be written now, or ever."""
+        self.channel.queue(result)
+        try:
+            if self.channel.write():
+                return True
+        except OSError:
+            pass  # it is gone, which is noticed where it is read
+        self.channel.own()
+        return False
 
     def _other(self, fd):
         # type: (int) -> Optional[Todo]
@@ -97,7 +143,8 @@ class Circuit(object):
 
     def _begin(self):
         # type: () -> Optional[Todo]
-        if self.lap.under_way is not None:
+        lap = self.lap
+        if lap.under_way is not None:
             return nothing  # perhaps it is to be ended
         try:
             data = os.read(self.channel.read_fd, AGAIN)
@@ -105,24 +152,18 @@ class Circuit(object):
             return None
         except OSError:
             data = b""
-        command = self.lap.begin(data)
-        if command is None:
+        count = len(lap.workers)
+        at_once = max(1, PASS_BYTES * count // max(lap.size, 1))
+        notice = lap.begin(data)
+        if notice is None:
             return functools.partial(self._on_data, self.channel, data)
         self._end = time.monotonic() + LAP_SECONDS
-        todo = None
-        size = len(command)
-        for send, io in self._sends:
-            try:
-                sent = send(command)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                todo = nothing  # it is gone: its template will tell
-                continue
-            if sent < size:
-                io.sender.keep(memoryview(command)[sent:])
-                todo = nothing
-        return todo
+        tokens = QUIET * count
+        if at_once < count:
+            tokens = (QUIET * (at_once - 1) + LOUD) * (count // at_once + 1)
+        self._board.put(notice, count)
+        self._bell.ring(self._board, tokens[: count - 1])
+        return None
 
     def _take(self, fd, io, read):
         # type: (int, WorkerIO, Callable[[], Any]) -> Optional[Todo]

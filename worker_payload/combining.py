@@ -50,14 +50,18 @@ class Combining(Blobs):
     def _begin_again(self, call):
         # type: (Call) -> None
         """The same tasks, in their order; answers are waited for."""
+        self._keep_anew(call)
+        for task in call.told:
+            call.tasks[task.id], task.told = task, False
+            self._once_more(task)
+
+    def _keep_anew(self, call):
+        # type: (Call) -> None
         kept = call.combine
         assert kept is not None
         self._let_go(call)  # there is nothing, if the master keeps to its word
         call.combine = Kept(kept.total)
         call.combine.asked, call.combine.large = True, kept.large
-        for task in call.told:
-            call.tasks[task.id], task.told = task, False
-            self._once_more(task)
 
     def _check_slices(self, call, tasks):
         # type: (Call, List[List[Any]]) -> None
@@ -81,9 +85,9 @@ class Combining(Blobs):
         kept = call.combine
         assert kept is not None
         self._stirred[call] = None
+        call.talks = call.talks or wrote
         if task.join is not None or not ok:
             return self._joined(worker, task, ok, payload)
-        call.talks = call.talks or wrote
         answer = marshal.loads(payload[0])
         if answer is None:
             return True  # it comes with others
@@ -109,6 +113,7 @@ class Combining(Blobs):
                 continue
             for one in tasks:
                 assert one is not None
+                one.done_by = worker
                 if one.state == HANDED and one.worker is not worker:
                     self._close(one)  # that one goes on, and is not asked
                 else:
@@ -124,6 +129,7 @@ class Combining(Blobs):
         # type: (Call, Part) -> None
         kept = call.combine
         assert kept is not None
+        kept.largest = max(kept.largest, part.size)
         if part.size >= LARGE:
             self._expect_large(call)
             if part.fd is None:  # the worker had no file for it; whoever joins it needs one

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from worker_payload import wire
 from worker_payload.blobs import ATTEMPTS
+from worker_payload.lap import PARAMS_INLINE, Lap
 from worker_payload.pool import HAND_COST
 from worker_payload.records import (
     AWAITED,
@@ -33,7 +34,7 @@ from worker_payload.records import (
     Unpin,
     Worker,
 )
-from worker_payload.repeating import PARAMS_INLINE, Lap, Repeating
+from worker_payload.repeating import Repeating
 from worker_payload.wire import ProtocolError
 
 MASTER_GONE_AFTER = 60.0  # seconds without a byte; being wrong here kills work
@@ -413,17 +414,18 @@ class Host(Repeating):
         if lap.id != call.id:
             before = call.serial
             self._rename(call, lap.id, lap.serial, b"")
-            for task in call.told:
-                worker = task.done_by
-                assert worker is not None
+            for worker in lap.records:
                 worker.calls.remove(before)
                 worker.calls.add(lap.serial)
                 worker.since, worker.released = self.now, False
         self._serial, call.estimate = lap.base, lap.estimate
         if lap.under_way is not None:
-            id_, like, params = lap.under_way
-            self._on_again(call.master, wire.Again(id_, like, [params]))
-            self._actions.pop()  # the workers have been told
+            if call.combine is not None:
+                self._resume(lap)
+            else:
+                id_, like, params = lap.under_way
+                self._on_again(call.master, wire.Again(id_, like, [params]))
+                self._actions.pop()  # the workers have been told
             for position, (number, ticket, seconds, payload) in enumerate(lap.answers):
                 if position == lap.passed:
                     self._results.pop(call, None)  # the master has these

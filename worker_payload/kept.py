@@ -52,6 +52,7 @@ class Kept(object):
         self.filling = 0  # parts on their way into files
         self.asked = False  # the master wants answers whenever there is nothing to do
         self.large = False  # its answers are
+        self.largest = 0  # bytes of any of them
         self.broken = False  # reduce raised, and what is kept is of no use
         self.size = 0  # bytes that are kept, without those that are being joined
         self.oldest = _NEVER  # no part is older

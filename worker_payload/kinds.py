@@ -4,14 +4,12 @@ import os
 import signal
 import socket
 import time
-from mmap import mmap
 from typing import Any, Dict, List, Optional, Set
 
 from worker_payload import layout, links, procs, records, template
+from worker_payload.board import Board
 from worker_payload.masters import Masters
-from worker_payload.worker import PLACE
 from worker_payload.workerio import WorkerIO
-from worker_payload.workforce import PLACES
 
 
 class Kind(object):
@@ -34,7 +32,7 @@ class Kinds(Masters):
 
     def __init__(self, *args):
         # type: (*Any) -> None
-        board = mmap(-1, PLACES * PLACE)
+        board = Board()
         # before anything that a fork should not have
         self._root_pid, self._root = template.fork(board)
         Masters.__init__(self, board, *args)
@@ -165,16 +163,17 @@ class Kinds(Masters):
             self._host.gone(action.worker, None, None, 0, "", "too many workers")
             return
         try:
-            io, theirs = WorkerIO.make(action.worker, place, layout.nonce())
+            io, theirs = WorkerIO.make(action.worker, self._board, place, layout.nonce())
         except OSError as error:
             self._places.append(place)
             self._host.gone(action.worker, None, None, 0, "", "no worker: %s" % error)
             return
-        self._board[place * PLACE : (place + 1) * PLACE] = bytes(PLACE)
+        self._board.clear(place)
         self._workers[action.worker] = io
         kind.workers.add(action.worker)
         io.kind = kind
         self._watch_worker(io)
-        self._tell(kind.sender, (template.WORKER, action.worker, place * PLACE, io.nonce), theirs)
+        ends = theirs + self._bell.ends
+        self._tell(kind.sender, (template.WORKER, action.worker, place, io.nonce), ends)
         for fd in theirs:
             os.close(fd)

@@ -35,6 +35,7 @@ class Partials(object):
         self._more = False
         self._since = 0.0
         self._files = {}  # type: Dict[int, int]  # for answers, by ticket
+        self.patience = _WAIT_SECONDS
         self._pid = os.getpid()
         self._goal = 0  # so many slices has what is to be joined
 
@@ -66,7 +67,7 @@ class Partials(object):
 
     def joined(self):
         # type: () -> List[Any]
-        """The answer of a join."""
+        """The answer of a join: one block, or as many as `parts` make up."""
         assert self.parts is not None
         parts, self.parts = self.parts, None
         self._goal = sum(count for _, count, _ in parts)
@@ -75,11 +76,13 @@ class Partials(object):
             if type(segments[0]) is bytes:
                 segments = [bytearray(segment) for segment in segments]
             tree.add(first, count, codec.decode(segments, writable=True))
-        ((first, (count, value)),) = tree.blocks.items()
-        try:
-            return self._pack([(first, count, codec.encode(value))])
-        except codec.EncodeError as error:
-            raise self._cannot_travel(first, count, error) from None
+        blocks = []
+        for first, (count, value) in sorted(tree.blocks.items()):
+            try:
+                blocks.append((first, count, codec.encode(value)))
+            except codec.EncodeError as error:
+                raise self._cannot_travel(first, count, error) from None
+        return self._pack(blocks)
 
     def _join(self, left, right, first, count):
         # type: (Any, Any, int, int) -> Any
@@ -105,7 +108,7 @@ class Partials(object):
         if not self.waiting:
             self._since = now
         self.waiting.append((ticket, seconds))
-        return not self._more or now - self._since > _WAIT_SECONDS
+        return not self._more or now - self._since > self.patience
 
     def give_out(self):
         # type: () -> Tuple[int, float, List[Any]]

@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from worker_payload import kept
+from worker_payload.orders import BEGIN, CODE, DROP, END, PART, RELEASE, TASK
 from worker_payload.records import (
     HANDED,
     QUEUED,
@@ -29,7 +30,6 @@ from worker_payload.records import (
     Withdraw,
     Worker,
 )
-from worker_payload.worker import BEGIN, CODE, DROP, END, PART, RELEASE, TASK
 
 INLINE = 16384  # blobs up to this many bytes are handed to workers in the command, not as a file
 PER_SLOT = 3  # processes kept for different bundles

@@ -6,126 +6,19 @@ does what, and knows nothing else. As soon as anything else happens, however sma
 all that went by it (`Host.catch_up`), and goes on as if it had been there from the start.
 """
 
-import itertools
-import operator
-import struct
-from typing import Any, Dict, List, Optional, Tuple
+from collections import OrderedDict
+from typing import Any, Dict, List, Optional
 
-from worker_payload import codec, links, wire
-from worker_payload.answers import ONE_SEGMENT, RESULT, SIZE
+from worker_payload import wire
+from worker_payload.board import ROOM
 from worker_payload.combining import Combining
+from worker_payload.lap import PARAMS_INLINE, JointLap, Lap
 from worker_payload.records import HANDED, HERE, Call, Handle, Master, Repeat, Task, Worker
-from worker_payload.shortcuts import read_again, row, write_result
 from worker_payload.wire import ProtocolError
-from worker_payload.worker import LAP
 
-PARAMS_INLINE = 65536
-PASS_BYTES = 160 << 10  # of answers, which do not wait for the rest
-_head, _HEAD_SIZE = ONE_SEGMENT.unpack_from, ONE_SEGMENT.size
-_TWO_SIZE = _HEAD_SIZE + SIZE.size  # with two segments
-_SECONDS, _PAYLOAD = operator.itemgetter(2), operator.itemgetter(3)
+JOINT_HEAD = 4096  # bytes that an answer may have on the board besides what is counted
+WORTH_SECONDS = 0.0005  # of waiting for one that has more to do than others: a lap saves as much
 LAP_SECONDS = 0.02  # after this, what takes so long is the host's business again
-
-
-def _sizes(data, length):
-    # type: (bytes, int) -> int
-    """Of an answer with two segments: its bytes, by what it says. length: of the first."""
-    if len(data) < _TWO_SIZE:
-        return -1
-    return _TWO_SIZE + length + SIZE.unpack_from(data, _HEAD_SIZE)[0]
-
-
-class Lap(object):
-    """A call that is repeated while nothing else happens. workers: their numbers, in the order of
-    its tasks. serial: the last that was given away."""
-
-    def __init__(self, call, workers, serial):
-        # type: (Call, List[Worker], int) -> None
-        self.call = call
-        self.workers = [worker.number for worker in workers]
-        self.id = call.id  # of the last one that was answered, and its serial
-        self.serial = call.serial
-        self.estimate = call.estimate or 0.0
-        self.under_way = None  # type: Optional[Tuple[int, int, bytes]]  # call, like, params
-        self.base = serial  # what the next one counts from
-        self.answers = []  # type: List[Tuple[int, int, float, List[Any]]]
-        self.passed = 0  # so many of them were passed on
-        self._bytes = 0  # of the others
-        self._open = {}  # type: Dict[int, int]  # whose answers are to come, by ticket
-        tasks = zip(self.workers, call.told, workers)
-        self._rows = dict((number, row(task.id, w.slot)) for number, task, w in tasks)
-
-    def begin(self, data):
-        # type: (Any) -> Optional[bytes]
-        """The command for every worker, if these bytes are the call once more and nothing else;
-        None otherwise, and nothing has happened."""
-        found = read_again(data)
-        if found is None:
-            return None
-        call, like, params = found
-        if like != self.id or call == like or len(params) > PARAMS_INLINE:
-            return None
-        self.under_way, self.answers, self.passed, self._bytes = found, [], 0, 0
-        # each worker counts its ticket from the call's serial, as it did the last time
-        self._open = dict(
-            zip(range(self.base + 2, self.base + 2 + len(self.workers)), self.workers)
-        )
-        bare = codec.bare_pickle(params)  # looked for once, and not by each worker
-        return links.frame((LAP, self.base + 1, params if bare is None else bare, bare is not None))
-
-    def hear(self, worker, data):
-        # type: (int, bytes) -> bool
-        """What a worker wrote; False if it is not its answer, short, well and alone. It is not
-        taken then."""
-        try:
-            kind, wrote, ticket, seconds, count, length = _head(data)
-        except struct.error:
-            return False
-        if kind != RESULT or wrote:
-            return False
-        if count == 1 and length == len(data) - _HEAD_SIZE:
-            payload = [data[_HEAD_SIZE:]]  # type: List[Any]
-        elif count == 2 and _sizes(data, length) == len(data):  # an array, and what it is
-            whole = memoryview(data)
-            payload = [whole[_TWO_SIZE : _TWO_SIZE + length], whole[_TWO_SIZE + length :]]
-        else:
-            return False
-        if self._open.pop(ticket, None) != worker:
-            return False
-        self.answers.append((worker, ticket, seconds, payload))
-        self._bytes += len(data)
-        return True
-
-    def take(self, worker, answers):
-        # type: (int, Any) -> bool
-        """What WorkerIO.answers gave of a worker; False if it is not its answer and that alone. It
-        is not taken then."""
-        if type(answers) is not list or len(answers) != 1:
-            return False
-        ok, wrote, ticket, seconds, payload = answers[0]
-        if not ok or wrote or self._open.pop(ticket, None) != worker:
-            return False
-        self.answers.append((worker, ticket, seconds, payload))
-        self._bytes += sum(map(len, payload))
-        return True
-
-    def result(self):
-        # type: () -> Optional[List[Any]]
-        """The frame that is to be passed on to the master: all that is left when all is here, which
-        ends this lap; many bytes at once, so that they are on their way while others work."""
-        if self.under_way is None or (self._open and self._bytes < PASS_BYTES):
-            return None
-        call, rows = self.under_way[0], self._rows
-        new = self.answers[self.passed :] if self.passed else self.answers
-        taken = [rows[number] % (len(payload), 1e6 * took) for number, _, took, payload in new]
-        segments = list(itertools.chain.from_iterable(map(_PAYLOAD, new)))
-        self.estimate += (sum(map(_SECONDS, new)) / len(new) - self.estimate) / 4
-        self._bytes, self.passed = 0, len(self.answers)
-        if not self._open:
-            self.id, self.under_way = call, None
-            self.serial = self.base + 1
-            self.base = self.serial + len(self.workers)
-        return write_result(call, taken, segments)
 
 
 class Repeating(Combining):
@@ -152,10 +45,11 @@ class Repeating(Combining):
         if call.combine is not None:
             self._begin_again(call)
             self._forget_call(before)
+            self._repeated = call
             return
-        given, serial, slots = [], call.serial, self._slots
+        given, serial = [], call.serial
         shares = {}  # type: Dict[Worker, int]
-        share = -(-count // min(master.workers, len(slots)))  # else they move, and are even again
+        share = self._even(call)  # else they move, and are even again
         for task in call.told:
             call.tasks[task.id], task.told = task, False
             worker = task.done_by  # type: Any
@@ -168,28 +62,45 @@ class Repeating(Combining):
                 self._once_more(task)
                 continue
             shares[worker] = had + 1
-            inline = None
-            if task.digest is not None:
-                blob = self._blobs[task.digest]
-                blob.users += 1
-                self._idle_blobs.pop(task.digest, None)
-                inline = blob.handle.inline  # type: ignore[union-attr]
-            self._serial = ticket = self._serial + 1
-            task.state, task.worker, task.ticket = HANDED, worker, ticket
-            self._tickets[ticket] = worker.hand[ticket] = task
+            inline = self._hand_again(worker, task)
             if had:
                 self._tiny = True
             else:
-                worker.since, worker.released, slots[worker.slot].busy = self.now, False, worker
-                worker.calls.remove(before)
-                worker.calls.add(serial)
-            given.append((worker.number, ticket, task.digest, inline))
+                self._goes_on(worker, before, serial)
+            given.append((worker.number, task.ticket, task.digest, inline))
         if given:
             self._actions.append(Repeat(before, call.serial, params, given))
         if len(shares) < len(self._workers):
             self._forget_call(before)
-        if len(given) == len(call.told):
-            self._repeated = call
+        # else some will be told as of a new task, which nobody repeats by himself
+        self._repeated = call if len(given) == len(call.told) else None
+
+    def _even(self, call):
+        # type: (Call) -> int
+        """Tasks for each worker, at most, if these are spread evenly."""
+        return -(-len(call.told) // min(call.master.workers, len(self._slots)))
+
+    def _hand_again(self, worker, task):
+        # type: (Worker, Task) -> Optional[bytes]
+        """Its blob, if that goes with the command."""
+        inline = None
+        if task.digest is not None:
+            blob = self._blobs[task.digest]
+            blob.users += 1
+            self._idle_blobs.pop(task.digest, None)
+            inline = blob.handle.inline  # type: ignore[union-attr]
+        self._serial = ticket = self._serial + 1
+        task.state, task.worker, task.ticket = HANDED, worker, ticket
+        self._tickets[ticket] = worker.hand[ticket] = task
+        return inline
+
+    def _goes_on(self, worker, before, serial):
+        # type: (Worker, int, int) -> None
+        """The call that a worker knows is another one now, and it is busy with it."""
+        worker.since, worker.released = self.now, False
+        self._slots[worker.slot].busy = worker
+        worker.calls.remove(before)
+        worker.calls.add(serial)
 
     def _rename(self, call, id_, serial, params):
         # type: (Call, int, int, bytes) -> None
@@ -241,6 +152,8 @@ class Repeating(Combining):
             return None
         if call.tasks or call.refused or call.talks or (call.estimate or 0.0) > LAP_SECONDS / 2:
             return None
+        if call.combine is not None:
+            return self._joint_lap(call)
         if self._serial != call.serial + len(call.told):
             return None  # something else went out since, which some worker may have done last
         workers = []  # type: List[Worker]
@@ -252,6 +165,52 @@ class Repeating(Combining):
         if len(set(worker.number for worker in workers)) < len(workers):
             return None
         return Lap(call, workers, self._serial)
+
+    def _joint_lap(self, call):
+        # type: (Call) -> Optional[Lap]
+        kept = call.combine
+        assert kept is not None
+        if kept.joins or kept.filling or kept.size or kept.broken or not kept.asked:
+            return None
+        if kept.largest > ROOM - JOINT_HEAD:
+            return None
+        shares = OrderedDict()  # type: OrderedDict[Worker, List[Any]]
+        for task in call.told:
+            worker = task.done_by
+            if worker is None or not self._takes_again(worker, task, call.serial):
+                return None
+            inline = None
+            if task.digest is not None:
+                inline = self._blobs[task.digest].handle.inline  # type: ignore[union-attr]
+            shares.setdefault(worker, []).append((task.id, task.digest, inline))
+        most = max(map(len, shares.values()))
+        estimate = call.estimate or 0.0
+        if (
+            most - self._even(call)
+        ) * estimate > WORTH_SECONDS or most * estimate > LAP_SECONDS / 2:
+            return None
+        return JointLap(call, list(shares.items()), self._serial)
+
+    def _resume(self, lap):
+        # type: (Lap) -> None
+        """What is under way of it is a call like any other from now on."""
+        assert lap.under_way is not None
+        call, (id_, _, params) = lap.call, lap.under_way
+        before = call.serial
+        self._rename(call, id_, self._new(), params)
+        self._keep_anew(call)
+        by_worker = OrderedDict((worker, []) for worker in lap.records)  # type: Dict[Worker, List[Task]]
+        for task in call.told:
+            by_worker[task.done_by].append(task)  # type: ignore[index]
+        for worker, tasks in by_worker.items():
+            for task in tasks:
+                call.tasks[task.id], task.told = task, False
+                self._hand_again(worker, task)
+            self._goes_on(worker, before, call.serial)
+            self._tiny = self._tiny or len(tasks) > 1
+        self._repeated = call
+        if len(by_worker) < len(self._workers):
+            self._forget_call(before)
 
     def repeats(self):
         # type: () -> bool

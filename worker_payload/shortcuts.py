@@ -27,13 +27,20 @@ def row(task, worker):
     # type: (int, int) -> bytes
     """What `write_result` takes of an answer, once it is formatted with the number of its segments
     and the microseconds that it took."""
-    return b"[%d,%d,%%d,%%de-6]" % (task, worker)
+    return b"[%d,%d,%%d,%%.0fe-6]" % (task, worker)
+
+
+def rows_of_one(whose):
+    # type: (Sequence[Tuple[int, int]]) -> bytes
+    """The same for several answers of one segment each, to be formatted with the microseconds of
+    all. whose: task and worker of each."""
+    return b",".join(b"[%d,%d,1,%%de-6]" % one for one in whose)
 
 
 def write_result(call, rows, segments):
-    # type: (int, Sequence[bytes], Sequence[Buffer]) -> List[Buffer]
-    """The frame of a Result. rows: each made of a `row`."""
-    header = b"[%d,[%s]]" % (call, b",".join(rows))
+    # type: (int, bytes, Sequence[Buffer]) -> List[Buffer]
+    """The frame of a Result. rows: with commas, each made of a `row`."""
+    header = b"[%d,[%s]]" % (call, rows)
     lengths = list(map(len, segments))
     head = HEAD.pack(MAGIC, _RESULT, len(header), len(lengths))
     head += struct.pack(">%dQ" % len(lengths), *lengths) + header
@@ -67,9 +74,10 @@ _IN_ROW = re.compile(rb"\[([0-9]+),[0-9]+,([0-9]+),")  # of such a header: task,
 
 
 def read_result(data, call):
-    # type: (Buffer, int) -> Optional[List[Tuple[int, List[Buffer]]]]
-    """(task, segments) each, if these bytes are one short Result of this call and nothing else;
-    None otherwise."""
+    # type: (Buffer, int) -> Optional[Tuple[List[Tuple[bytes, bytes]], List[bytearray]]]
+    """If these bytes are one short Result of this call and nothing else: the task of each answer
+    and the number of its segments, as they are written there, and the segments of all. None
+    otherwise."""
     size = len(data)
     if not HEAD.size + LENGTH.size <= size < STREAM_FROM:
         return None
@@ -82,17 +90,9 @@ def read_result(data, call):
     whose = _RESULT_HEADER.match(header)
     if whose is None or int(whose.group(1)) != call:
         return None
-    segments = []  # type: List[Buffer]
-    for length in struct.unpack_from(">%dQ" % count, data, HEAD.size):
-        segments.append(bytearray(data[end : end + length]))
-        end += length
-    if end != size:
+    lengths = struct.unpack_from(">%dQ" % count, data, HEAD.size)
+    ends = list(itertools.accumulate((end,) + lengths))
+    if ends[-1] != size:
         return None
-    tasks, counts = zip(*_IN_ROW.findall(header))
-    if counts == (b"1",) * count:  # as nearly always
-        return [(task, [part]) for task, part in zip(map(int, tasks), segments)]
-    many = list(map(int, counts))
-    if sum(many) != count:
-        return None
-    rest = iter(segments)
-    return [(int(task), list(itertools.islice(rest, some))) for task, some in zip(tasks, many)]
+    segments = [bytearray(data[begin:end]) for begin, end in zip(ends, ends[1:])]
+    return _IN_ROW.findall(header), segments

@@ -53,7 +53,7 @@ def _become(control, board, settings):
     """Turn a fresh fork into a template. Never returns."""
     status = 1
     try:
-        (sock,) = _keep_only(control)
+        sock = links.adopt(*_keep_only(control))
         procs.die_with_parent()
         procs.adopt_orphans()  # what daemonised itself below a worker that is dead comes to us
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -72,15 +72,15 @@ def _become(control, board, settings):
 
 
 def _keep_only(*fds):
-    # type: (*int) -> List[socket.socket]
-    """Close all descriptors but the standard streams and these, made socket objects."""
+    # type: (*int) -> List[int]
+    """Close all descriptors but the standard streams and these, which have other numbers then."""
     kept = sorted(os.dup(fd) for fd in fds)  # in the order of fds: each takes the lowest free
     position = 3
     for fd in kept:
         os.closerange(position, fd)
         position = fd + 1
     os.closerange(position, max(position, _highest() + 1))
-    return [links.adopt(fd) for fd in kept]
+    return kept
 
 
 def _highest():
@@ -213,17 +213,17 @@ class _Template(object):
         os.setpgid(0, 0)
         procs.die_with_parent()
         procs.adopt_orphans()  # so that they are still known as this worker's
-        channel, replies, out, err = files
+        channel, replies, out, err = files[:4]
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        commands, answers = _keep_only(channel, replies)
+        commands, answers, *bell = _keep_only(channel, replies, *files[4:])
         os.environ[procs.WORKER] = nonce
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        worker.main(commands, answers, self._board, place)
+        worker.main(links.adopt(commands), links.adopt(answers), bell, self._board, place)
 
     def _reap(self):
         # type: () -> None

@@ -11,7 +11,8 @@ import struct
 from typing import Any, List, Optional, Set, Tuple
 
 from worker_payload import codec, links, room, shelf
-from worker_payload.answers import ASK, FILE, GO_ON, HEAD, ONE_SEGMENT, RESULT, SIZE
+from worker_payload.answers import ASK, FILE, GO_ON, HEAD, ONE_SEGMENT, RESULT, RING, SIZE
+from worker_payload.board import Board
 
 READ = 65536
 _COPIED = 4096  # bytes of a segment; a longer one stays where it was received
@@ -78,11 +79,12 @@ class Stream(object):
 
 
 class WorkerIO(object):
-    """number: the host's for it. place: of its ticket on the board. nonce: in its environment."""
+    """number: the host's for it. place: its number on the board. nonce: in its environment."""
 
-    def __init__(self, number, place, nonce, sock, replies, out, err):
-        # type: (int, int, str, socket.socket, socket.socket, int, int) -> None
+    def __init__(self, number, board, place, nonce, sock, replies, out, err):
+        # type: (int, Board, int, str, socket.socket, socket.socket, int, int) -> None
         self.number = number
+        self.board = board
         self.place = place
         self.nonce = nonce
         self.sock = sock
@@ -105,8 +107,8 @@ class WorkerIO(object):
         self._lent = []  # type: List[int]
 
     @classmethod
-    def make(cls, number, place, nonce):
-        # type: (int, int, str) -> Tuple[WorkerIO, List[int]]
+    def make(cls, number, board, place, nonce):
+        # type: (int, Board, int, str) -> Tuple[WorkerIO, List[int]]
         """It, and the descriptors for the worker: commands, answers, stdout, stderr.
 
         Raises OSError."""
@@ -127,7 +129,7 @@ class WorkerIO(object):
         for end in ours:
             end.setblocking(False)
         theirs = [sock_end, replies_end, out_end, err_end]
-        return cls(number, place, nonce, ours[0], ours[1], out, err), theirs
+        return cls(number, board, place, nonce, ours[0], ours[1], out, err), theirs
 
     def at_boundary(self):
         # type: () -> bool
@@ -209,6 +211,11 @@ class WorkerIO(object):
                 segments.append(whole[begin : begin + length])
                 begin += length
             position = finish
+            if kind == RING:
+                there = self.board.answered(self.place, ticket)
+                if there is not None:
+                    found.append((True, wrote, ticket, there[0], list(map(bytes, there[1]))))
+                continue
             if kind == ASK:
                 self.asks = (ticket, SIZE.unpack(segments[0])[0])
                 continue

@@ -12,23 +12,23 @@ import time
 from typing import Any, Dict, Optional
 
 from worker_payload import codec, procs, records, shelf
+from worker_payload.board import AFTER, BEFORE, PLACES, Bell, Board
 from worker_payload.channel import Channel
 from worker_payload.lost import Obituary
+from worker_payload.orders import AGAIN
 from worker_payload.poller import WRITE as WRITABLE
 from worker_payload.watching import Watching
-from worker_payload.worker import AGAIN, PLACE, RANGE, TICKET
 from worker_payload.workerio import WorkerIO
-
-PLACES = 8192  # on the board: workers at a time
 
 
 class Workforce(Watching):
-    """The agent, as far as it has workers. board: memory where each notes what it works on."""
+    """The agent, as far as it has workers."""
 
     def __init__(self, board, *args):
-        # type: (Any, *Any) -> None
+        # type: (Board, *Any) -> None
         Watching.__init__(self, *args)
         self._board = board
+        self._bell = Bell()
         self._places = list(range(PLACES - 1, -1, -1))
         self._silent = {}  # type: Dict[int, float]  # workers that closed their end, and since when
         self._obituary = Obituary()
@@ -99,7 +99,7 @@ class Workforce(Watching):
     def _current(self, io):
         # type: (WorkerIO) -> int
         """The ticket that a worker works on, as it says itself; 0 if there is none."""
-        return int(TICKET.unpack_from(self._board, io.place * PLACE)[0])
+        return self._board.ticket(io.place)
 
     def _on_worker(self, io):
         # type: (WorkerIO) -> None
@@ -204,7 +204,8 @@ class Workforce(Watching):
         # type: (records.Withdraw) -> None
         io = self._workers.get(action.worker)
         if io is not None:
-            RANGE.pack_into(self._board, io.place * PLACE + 8, action.after, action.before)
+            place = self._board.place(io.place)
+            place[AFTER], place[BEFORE] = action.after, action.before
 
     def _do_shelve(self, action):
         # type: (records.Shelve) -> None

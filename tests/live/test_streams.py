@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # after each statement: whether it wrote, and what has come out; the answer is on a third descriptor
 SCRIPT = """
 import io, json, os, sys
-from worker_payload import worker
+from worker_payload.streams import Streams
 reads, told = os.pipe(), os.dup(1)
 for fd in (1, 2):
     os.dup2(reads[1], fd)
@@ -25,7 +25,7 @@ def come():
         return os.read(reads[0], 1 << 16).decode()
     except BlockingIOError:
         return ""
-streams = worker._Streams()
+streams = Streams()
 seen = []
 for statement in json.loads(sys.argv[1]):
     exec(statement)

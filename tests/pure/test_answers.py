@@ -8,16 +8,13 @@ import marshal
 import os
 import socket
 import threading
-import types
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from worker_payload import answers, channel, frames, links, room, shelf, shortcuts
+from worker_payload import answers, channel, links, room, shelf
 from worker_payload.answers import ASK, FAILURE, RESULT
+from worker_payload.board import Board
 from worker_payload.channel import UNSENT_MAX, Channel
-from worker_payload.repeating import Lap
 from worker_payload.turns import LARGE, Turns
 from worker_payload.workerio import WorkerIO
 
@@ -27,7 +24,7 @@ BIG = [b"head", bytes(range(256)) * (LARGE >> 8), b"", b"tail"]
 @pytest.fixture
 def ends():
     """The agent's end of a worker, and the worker's socket for answers."""
-    io, theirs = WorkerIO.make(1, 0, "nonce")
+    io, theirs = WorkerIO.make(1, Board(), 0, "nonce")
     sock, replies, out, err = theirs
     worker = links.adopt(replies)
     yield io, worker
@@ -240,75 +237,3 @@ def test_a_full_pipe_is_not_tried_twice(pipe, monkeypatch):
     monkeypatch.setattr(channel, "_write", write)
     made.queue([b"head", bytes(1 << 21)])
     assert not made.write() and len(writes) == 1
-
-
-class Said:
-    """A socket that keeps what a worker sends."""
-
-    def __init__(self):
-        self.data = b""
-
-    def sendall(self, data):
-        self.data += data
-
-    def sendmsg(self, parts):
-        self.data += b"".join(parts)
-        return sum(map(len, parts))
-
-
-def a_lap():
-    """One under way, of a worker that is to answer ticket 12."""
-    call = types.SimpleNamespace(id=5, serial=3, estimate=0.1, told=[types.SimpleNamespace(id=8)])
-    lap = Lap(call, [types.SimpleNamespace(number=4, slot=1)], 10)
-    assert lap.begin(shortcuts.write_again(6, 5, b"params")) is not None
-    return lap
-
-
-def an_end():
-    """What reads the answers of a worker, when they have been received."""
-    io = WorkerIO.__new__(WorkerIO)
-    io._pending, io._large, io._lent, io._lends, io.asks = b"", None, [], False, None
-    return io
-
-
-@pytest.mark.parametrize("change", ["none", "cut", "more"])
-@pytest.mark.parametrize("count", range(4))
-@given(
-    st.sampled_from([RESULT, RESULT, FAILURE]), st.sampled_from([0, 0, 1]),
-    st.sampled_from([12, 12, 11, 13]), st.data(),
-)  # fmt: skip
-def test_a_lap_hears_what_is_one_short_answer_and_leaves_the_rest(
-    count, change, kind, wrote, ticket, data
-):
-    said, some = Said(), st.binary(max_size=50) | st.just(bytes(5000))
-    segments = [data.draw(some) for _ in range(count)]
-    if kind == FAILURE:
-        segments = [marshal.dumps(("X", "message"))]
-    answers.send(said, kind, wrote, ticket, 0.25, segments)
-    whole = said.data
-    if change == "cut":
-        whole = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    elif change == "more":
-        whole += data.draw(st.binary(min_size=1, max_size=3))
-    lap = a_lap()
-    try:
-        expected = an_end().answers_in(whole) if whole else None
-    except (ValueError, EOFError, TypeError, MemoryError):
-        expected = None  # no answer at all
-    heard = lap.hear(4, whole)
-    if not heard:
-        assert not lap.answers
-        good = expected is not None and len(expected) == 1 and len(segments) in (1, 2)
-        assert not good or kind != RESULT or wrote or ticket != 12 or whole != said.data
-        return
-    assert expected is not None
-    ((ok, wrote, ticket, seconds, payload),) = expected
-    assert (ok, bool(wrote), ticket) == (True, False, 12)
-    ((worker, its, took, parts),) = lap.answers
-    assert (worker, its, took) == (4, ticket, seconds)
-    assert list(map(bytes, parts)) == list(map(bytes, payload))
-    frame = b"".join(lap.result())
-    (message,) = frames.Decoder().feed(frame)
-    assert message.call == 6 and message.tasks == [[8, 1, len(parts), pytest.approx(seconds)]]
-    assert list(map(bytes, message.segments)) == list(map(bytes, parts))
-    assert shortcuts.read_result(frame, 6) in (None, [(8, list(map(bytearray, parts)))])

@@ -169,10 +169,11 @@ class Faults(RuleBasedStateMachine):
         for remote in self.world.remotes.values():
             remote.hears_all()
 
-    @rule(pick=PICKS, hasty=st.booleans())
-    def workers_hurry(self, pick, hasty):
+    @rule(pick=PICKS, hasty=st.booleans(), drowsy=st.booleans())
+    def workers_hurry(self, pick, hasty, drowsy):
         remotes = list(self.world.remotes.values())
-        remotes[pick % len(remotes)].hasty = hasty
+        remote = remotes[pick % len(remotes)]
+        remote.hasty, remote.drowsy = hasty, drowsy
 
     @rule(seconds=st.sampled_from([0.0, 0.02, 0.3, 1.1, 5.0]))
     def time_passes(self, seconds):
@@ -549,6 +550,63 @@ def test_a_call_that_is_repeated_goes_past_the_host_until_something_else_happens
             work_on()
             laps.append(remote.laps)
         assert laps == [0, 1, 2, 3, 4, 5, 6]
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("slices", [3, 4, 7, 12])
+@pytest.mark.parametrize("how", ["well", "died", "raised", "unheard", "wrote"])
+def test_a_call_that_is_combined_goes_past_the_host_too(slices, how):
+    world = World({"a": 4})
+    remote = world.remotes["a"]
+
+    def works(number, what="answer", share=1 << 16, heard=True):
+        remote.works(number, what, 1e-4, share, heard)
+
+    def work():
+        for _ in range(30):
+            world.deliver_all()
+            for number in remote.busy():
+                works(number)
+
+    def work_on():
+        work()
+        assert world.call.settled and world.call.error is None
+        world.take_in()
+        assert world.fold.result() == without(slices, ())
+        assert sorted(world.used.elements()) == list(range(slices))
+        world.end()
+
+    try:
+        world.connect("a")
+        world.deliver_all()
+        world.begin(slices, kind="combined")
+        work_on()
+        world.pass_time(0.01)
+        done = how == "well"
+        for number in range(16):
+            if not world.repeat():  # a worker died in the last one
+                world.begin(slices, kind="combined")
+            if number > 3 and not done and remote.lap is not None:
+                done = True
+                world.deliver_all()
+                works(remote.busy()[0], share=2)
+                if how == "died":
+                    works(remote.busy()[0], "die")
+                elif how == "unheard":
+                    for one in remote.busy():
+                        while one in remote.busy():
+                            works(one, heard=False)
+                    world.pass_time(0.03)
+                elif how == "raised":
+                    works(remote.busy()[0], "raise")
+                    work()
+                    assert world.call.error is not None
+                    break
+                else:
+                    works(remote.busy()[0], share=3)
+            work_on()
+        assert done and remote.laps > 2, "one in three times a host is left to join them itself"
     finally:
         world.close()
 

@@ -10,9 +10,10 @@ import pytest
 from worker_payload import blobs, host, pool, wire
 from worker_payload import records as states
 from worker_payload.host import Host
+from worker_payload.orders import BEGIN, CODE, DROP, END, TASK
 from worker_payload.records import Give, Handle, Send
+from worker_payload.shortcuts import write_again
 from worker_payload.wire import ProtocolError
-from worker_payload.worker import BEGIN, CODE, DROP, END, TASK
 
 CODE_DIGEST, OTHER_CODE, SLICE, SLICE2, PARAMS = (c * 64 for c in "cdef9")
 
@@ -469,6 +470,30 @@ def test_nothing_goes_past_the_host_to_a_worker_that_took_the_place_of_a_dead_on
     assert other != worker
     assert sent(agent.answer(other, ticket, seconds=1e-5), wire.Result)
     assert not agent.host.repeats() or agent.host.lap() is None, "it never heard of an Again"
+
+
+def test_nothing_goes_past_the_host_when_workers_were_given_ordinary_tasks() -> None:
+    """Though the same call was about to, the last time: see `catch_up`."""
+    agent = Agent(workers=1)
+    for master in (1, 2):
+        agent.master(master, workers=1)
+    for worker, (ticket,) in given(agent.call([[0, None, None]], master=1)).items():
+        agent.answer(worker, ticket, seconds=1e-5)
+    (repeat,) = of(agent.say(1, wire.Again(2, 1, [b"other"])), states.Repeat)
+    ((worker, ticket, *_),) = repeat.given
+    agent.answer(worker, ticket, seconds=1e-5)
+    lap = agent.host.lap()
+    assert lap is not None and lap.begin(write_again(3, 2, b"third")) is not None
+    agent.host.catch_up(lap)
+    assert not given(agent.call([[0, None, None]], master=2)), "it waits"
+    found = given(agent.answer(worker, lap.tickets[0], seconds=1e-5))
+    assert found, "and now it is its turn"
+    actions = agent.say(1, wire.Again(4, 3, [b"fourth"]))
+    assert not of(actions, states.Repeat)
+    for tickets in (*found.values(), *given(actions).values()):
+        for ticket in tickets:
+            agent.answer(worker, ticket, seconds=1e-5)
+    assert not agent.host._tickets and not agent.host.repeats()
 
 
 def test_a_call_that_printed_once_goes_past_the_host_when_it_is_repeated_without() -> None:

@@ -16,9 +16,9 @@ from worker_payload import kept, pool, wire
 from worker_payload import records as states
 from worker_payload.blobs import ATTEMPTS
 from worker_payload.kept import Join, Kept, Part
+from worker_payload.orders import BEGIN, PART
 from worker_payload.records import Give, Hand
 from worker_payload.tree import Tree, is_block
-from worker_payload.worker import BEGIN, PART
 
 
 class Combining(Agent):

@@ -13,8 +13,8 @@ import pytest
 from worker_payload import keeping, records, wire
 from worker_payload.host import Host
 from worker_payload.keeping import Keeping
+from worker_payload.orders import TASK
 from worker_payload.store import Store
-from worker_payload.worker import TASK
 
 SIZE = 32 << 10
 CODE = hashlib.sha256(b"code").hexdigest()

@@ -11,8 +11,8 @@ import pytest
 from worker_payload import codec, partials, shelf, sums
 from worker_payload.codec import EncodeError
 from worker_payload.kept import LARGE
+from worker_payload.orders import PART
 from worker_payload.partials import Partials
-from worker_payload.worker import PART
 
 
 def pair(a, b):

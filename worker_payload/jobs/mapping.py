@@ -59,7 +59,7 @@ def follow(path):
 def main(folder, index, target):
     # type: (str, int, str) -> int
     """The verb `slice`: 0 and an answer, or 1 and a traceback on stderr."""
-    from worker_payload import calls, codec, shared, template, worker
+    from worker_payload import calls, codec, known, shared, template
 
     for name in template.THREADS:  # before numpy is imported
         os.environ.setdefault(name, "1")
@@ -68,8 +68,8 @@ def main(folder, index, target):
 
     def blob(name):
         # type: (str) -> Any
-        held = worker.Held(os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC))
-        value = worker.read_blob(held, bool(about["writable"]))
+        held = known.Held(os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC))
+        value = known.read_blob(held, bool(about["writable"]))
         held.close()
         return value
 
