@@ -55,6 +55,21 @@ class Channel(object):
                 if size >= LARGE:
                     self._bulk += size
 
+    def send(self, buffers):
+        # type: (List[Any]) -> bool
+        """`queue` and `write`."""
+        if len(buffers) == 1 and not self.out:  # nearly always
+            data = buffers[0]
+            try:
+                sent = os.write(self.write_fd, data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            if sent == len(data):
+                return True
+            buffers = [bytes(memoryview(data)[sent:])]
+        self.queue(buffers)
+        return self.write()
+
     def own(self):
         # type: () -> None
         """What waits lies in memory that others are about to use."""

@@ -50,6 +50,7 @@ class Circuit(object):
         self._ends = dict((io.replies.fileno(), (io.replies.recv, io)) for io in workers)  # type: Dict[int, Tuple[Callable[[int], bytes], WorkerIO]]
         self._partly = {}  # type: Dict[int, WorkerIO]  # whose answers have come in part
         self._whole = dict(self._ends)  # the others
+        self._quiet = QUIET * (len(workers) - 1)
         self._end = 0.0  # of our patience with the lap under way
 
     def is_clear(self):
@@ -124,9 +125,8 @@ class Circuit(object):
     def _pass(self, result):
         # type: (List[Any]) -> bool
         """To the master; False if not all of it can be written now, or ever."""
-        self.channel.queue(result)
         try:
-            if self.channel.write():
+            if self.channel.send(result):
                 return True
         except OSError:
             pass  # it is gone, which is noticed where it is read
@@ -152,18 +152,22 @@ class Circuit(object):
             return None
         except OSError:
             data = b""
-        count = len(lap.workers)
-        at_once = max(1, PASS_BYTES * count // max(lap.size, 1))
+        tokens = self._quiet if lap.size <= PASS_BYTES else self._loud(lap.size)
         notice = lap.begin(data)
         if notice is None:
             return functools.partial(self._on_data, self.channel, data)
+        self._board.put(notice, len(self.workers))
+        self._bell.ring(self._board, tokens)
         self._end = time.monotonic() + LAP_SECONDS
-        tokens = QUIET * count
-        if at_once < count:
-            tokens = (QUIET * (at_once - 1) + LOUD) * (count // at_once + 1)
-        self._board.put(notice, count)
-        self._bell.ring(self._board, tokens[: count - 1])
         return None
+
+    def _loud(self, size):
+        # type: (int) -> bytes
+        """Tokens for answers of so many bytes in all, of which some are to be passed on before the
+        last one is there."""
+        count = len(self.workers)
+        at_once = max(1, PASS_BYTES * count // size)
+        return ((QUIET * (at_once - 1) + LOUD) * (count // at_once + 1))[: count - 1]
 
     def _take(self, fd, io, read):
         # type: (int, WorkerIO, Callable[[], Any]) -> Optional[Todo]

@@ -59,7 +59,7 @@ class Lap(object):
         if self.answers:
             self.answers, self._heard = [], set()
         serial = self.base + 1
-        self.tickets = tuple([serial + beyond for beyond in self.beyond])
+        self.tickets = tuple(map(serial.__add__, self.beyond))
         bare = codec.bare_pickle(params)  # looked for once, and not by each worker
         if bare is None:
             return Notice(self.serial, serial, params, False)
