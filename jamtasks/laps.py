@@ -8,6 +8,7 @@ at the engine's calls, or anything comes but the one answer, it is a call like a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from worker_payload.shortcuts import read_result
@@ -39,9 +40,11 @@ class Lap:
         self.under_way: tuple[int, list[Buffer], float] = 0, [], 0.0  # number, params, since when
         self.became: Call | None = None  # what a lap under way has become
 
-    def go(self, params: list[Buffer]) -> list[list[bytearray]] | None:
+    def go(self, params: list[Buffer], wanted: Callable[[], bool]) -> list[list[bytearray]] | None:
         """The segments of each answer to the call with these params. None: it is now what it
-        `became`; or nothing has happened, and it has to be called in the ordinary way."""
+        `became`; or nothing has happened, and it has to be called in the ordinary way.
+
+        wanted: asked while the host is at work; if not, it is now a call as well."""
         engine, link, session = self._engine, self._link, self._session
         self.became = None
         with engine.lock:
@@ -51,6 +54,9 @@ class Lap:
                 return None
             session.again(ident, self.call.id, bytes(params[0]))
         link.flush(session)
+        if not wanted():
+            self._give_up()
+            return None
         return self._hear(ident)
 
     def _hear(self, ident: int) -> list[list[bytearray]] | None:

@@ -192,19 +192,28 @@ class Master:
         self._take_turn()
         try:
             began = time.monotonic()
-            bundle = modules.bundle(module)
+            last = self._last
+            lap = last.lap if last is not None else None
+            # whether it was edited is looked at while the host is at work
+            known = modules.known(module) if lap is not None else None
+            bundle = known or modules.bundle(module)
             data = datasets.as_dataset(dataset) if dataset is not None else None
             encoded = encode_params(params)
             asked = slice_size, keep_going, writable, speculate, task_timeout, combines
-            last = self._last
-            if last is not None and last.fits(bundle, data, asked, encoded):
-                if last.lap is not None and (answers := last.lap.go(encoded.inline)) is not None:
-                    return self._of_lap(last.lap, last.call, bundle, answers, began)
-                call = last.lap.became if last.lap is not None else None
+            fits = last is not None and last.fits(bundle, data, asked, encoded)
+            if fits and last is not None and lap is not None:
+                answers = lap.go(encoded.inline, lambda: modules.bundle(module) is bundle)
+                if answers is not None:
+                    return self._of_lap(lap, last.call, bundle, answers, began)
+            if known is not None:
+                bundle = modules.bundle(module)
+            if fits and last is not None and (known is None or known is bundle):
+                call = lap.became if lap is not None else None
                 call = call or self._engine.again(last.call, encoded.inline)
                 if call is not None:
                     last.call, last.lap = call, None
                     return self._round(call, bundle, began)
+            self._end_calls()  # of a module that was edited
             self._last = None
             # without data the workers that are there now are all that will be called
             links = self._engine.wait_ready(self.settings.connect_timeout, hurry=data is not None)
@@ -379,11 +388,14 @@ class Master:
 
     def _leave(self) -> None:
         """The turn is over. Ctrl-C may have come before anybody knew of a call that was sent."""
+        self._end_calls()
+        self._running.release()
+
+    def _end_calls(self) -> None:
         with self._engine.lock:
             left = list(self._engine.calls.values())
         for call in left:
             self._engine.finish(call)
-        self._running.release()
 
     def _check_modules(
         self, bundle: Bundle, slices: Slices | None, params: Params, links: Sequence[Link]

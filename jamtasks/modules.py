@@ -90,6 +90,13 @@ def bundle(module: ModuleType | str, function: str = "mapfunc") -> Bundle:
     return made.bundle
 
 
+def known(module: ModuleType | str) -> Bundle | None:
+    """The bundle that there was of a module, if any, whatever became of its files since."""
+    found = sys.modules.get(module) if isinstance(module, str) else module
+    made = _made.get(getattr(found, "__name__", ""))
+    return made.bundle if made is not None and made.bundle.module is found else None
+
+
 def has(module: ModuleType, name: str) -> bool:
     """Whether the module has a function of this qualified name."""
     if "." not in name:

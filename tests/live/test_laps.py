@@ -12,7 +12,7 @@ import pytest
 from sshd import wait_until
 
 from jamtasks import Master
-from jamtasks.errors import TaskFailed
+from jamtasks.errors import ModuleError, TaskFailed
 from worker_payload import procs
 
 DOING = """
@@ -351,3 +351,26 @@ def test_nobody_works_for_a_bell_that_is_for_others(master, module, tmp_path):
                 assert master.run(module_name, path) == WORKERS
     for path in (mine, others):
         assert Path(path).read_text() == "x" * 36 * WORKERS
+
+
+def test_a_module_that_is_edited_between_two_laps_runs_in_its_new_form(master, module, tmp_path):
+    def text(factor):
+        return f"def mapfunc(p, d):\n    return p * {factor}\ndef reduce(a, b):\n    return a + b\n"
+
+    name = module(text(1), "edited_in_laps")
+    runs = Runs(master, name, tmp_path)
+    runs.once = lambda: (None, [master.run(name, 2)])
+    for factor in range(2, 9):
+        runs.often()
+        module(text(factor), "edited_in_laps")
+        for number in range(5):
+            assert master.run(name, number) == number * factor * WORKERS
+    runs.often()
+    module("def mapfunc(p, d)\n", "edited_in_laps")
+    for _ in range(2):
+        with pytest.raises(ModuleError, match="edited_in_laps"):
+            master.run(name, 3)
+    module(text(3), "edited_in_laps")
+    for number in range(5):
+        assert master.run(name, number) == number * 3 * WORKERS
+    runs.often()
