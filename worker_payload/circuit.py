@@ -94,9 +94,8 @@ class Circuit(object):
             found = poll(max(end - time.monotonic(), 0.0))
             if not found:  # it takes long
                 return nothing
-            came = False
+            asked = lap.under_way  # before, so that what has come may be answers
             for fd, _ in found:
-                came = came or fd != self.channel.read_fd
                 if fd in whole:
                     receive, io = whole[fd]
                     try:
@@ -110,7 +109,7 @@ class Circuit(object):
                     todo = self._other(fd)
                 if todo is not None:
                     return todo
-            if came and lap.under_way is not None:
+            if asked is not None:
                 words = rooms.words()
                 if words[::4] != lap.tickets:
                     bell.between()
