@@ -1,7 +1,8 @@
 """qjam's experiment: one evaluation of the sparse autoencoder's cost, 1k to 100k patches.
 
 qjam (2010) took 146 / 263 / 997 ms with 1 / 4 / 16 workers and 1k patches, nearly all of it
-coordination. jam does it in two ways: one slice per worker, and four per worker that hosts combine.
+coordination. jam does it with one slice per worker, whose answers come back or are combined on the
+host, and with four slices per worker that are combined.
 Peers in the same run, same work, one slice per worker: execnet and mitogen over the same sshd
 (without the compression that they ask ssh for, which makes them slower here); dask and ipyparallel
 over bare TCP, each in a race of its own with the limit: plain pipes to W local processes. What of
@@ -140,6 +141,8 @@ CONTENDERS: dict[str, Start] = {
     "bare Pythons behind a bare one and one `ssh` (limit)": relay,
     "jam, openssh": jam("openssh"),
     "jam, fabric": jam("fabric"),
+    "jam, openssh, combined": jam("openssh", 1, "host"),
+    "jam, fabric, combined": jam("fabric", 1, "host"),
     "jam, openssh, 4 slices per worker, combined": jam("openssh", 4, "host"),
     "jam, fabric, 4 slices per worker, combined": jam("fabric", 4, "host"),
     "execnet, without its `ssh -C`": peer("execnet-uncompressed"),
