@@ -53,6 +53,7 @@ class Called(object):
         self._calls = {}  # type: Dict[int, KnownCall]
         self._last = None  # type: Any  # what the bell repeats: call, ticket less its number, source
         self._share = None  # type: Optional[Share]  # or this
+        self._expects = 0  # what a notice has to name so that this is meant
         self._seen = 0  # on the board, so many changes
         self._said = None  # type: Optional[List[Any]]  # answers that are not sent yet
 
@@ -81,10 +82,10 @@ class Called(object):
             return None
         os.fchdir(self._home)  # a system call: perhaps we look while it is written
         change, before, number, workers, size, bare = self._board.notice()
-        if before != self._last[0].id:
+        if before != self._expects:
             self._last = None
             return None
-        self._seen = change
+        self._seen, self._expects = change, number
         return number, workers, self._board.params(size), bool(bare)
 
     def _check(self, ready):

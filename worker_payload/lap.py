@@ -152,13 +152,17 @@ class Lap(object):
 class JointLap(Lap):
     """The same of a call whose answers are combined: each worker does its share of the tasks, and
     the last one joins what all have answered. shares: the tasks of each worker, as (slice, digest,
-    its blob if that is at hand)."""
+    its blob if that is at hand). serial: not given to anything else.
+
+    Shares may have changed while the call was repeated in the ordinary way. So the first notice is
+    for those who know of these ones: it names our serial, and not the call's."""
 
     alone = True
 
     def __init__(self, call, shares, serial):
         # type: (Call, List[Tuple[Worker, List[Any]]], int) -> None
         super(JointLap, self).__init__(call, [worker for worker, _ in shares], serial)
+        self._key = self.serial = serial
         self.beyond, self.given = [], 0
         for _, tasks in shares:
             self.beyond.append(self.given + 1)
@@ -169,7 +173,7 @@ class JointLap(Lap):
         # type: (List[int], int) -> List[Any]
         peers = list(zip(places, self.beyond))
         return [
-            (SHARE, self.serial, beyond, tasks, peers, changes)
+            (SHARE, self.call.serial, self._key, beyond, tasks, peers, changes)
             for beyond, tasks in zip(self.beyond, self._tasks)
         ]
 

@@ -189,7 +189,7 @@ class Repeating(Combining):
             most - self._even(call)
         ) * estimate > WORTH_SECONDS or most * estimate > LAP_SECONDS / 2:
             return None
-        return JointLap(call, list(shares.items()), self._serial)
+        return JointLap(call, list(shares.items()), self._new())
 
     def _resume(self, lap):
         # type: (Lap) -> None

@@ -107,7 +107,7 @@ class Worker(Called):
             if dropped is not None:
                 dropped.close()
         elif kind == SHARE:
-            _, number, beyond, tasks, peers, self._seen = command
+            _, number, self._expects, beyond, tasks, peers, self._seen = command
             self._last = self._calls[number], 0, None
             found = [(slice_, self._source(digest, inline)) for slice_, digest, inline in tasks]
             self._share = Share(beyond, found, peers)

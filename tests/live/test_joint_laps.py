@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import threading
 
@@ -50,6 +52,12 @@ def mapfunc(params, piece):
         os.fork()
     elif what == "chdir":
         os.chdir("/")
+    elif what == "who":
+        with open(path + ".who", "a") as file:
+            file.write("%d\\n" % os.getpid())
+        end = time.process_time() + 0.0005
+        while time.process_time() < end:
+            pass
     room = 9000 if what == "large" else 500
     at = [int(piece[0])]
     return [at, numpy.full(room, number), float(piece.sum()) * number, by_bell(), what, path]
@@ -72,7 +80,7 @@ def reduce(a, b):
         os.fork()
     return [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] and b[3], what, path]
 """
-ITEMS = 240
+ITEMS = 480
 
 
 class Runs:
@@ -143,3 +151,24 @@ def test_a_worker_is_killed_in_the_midst(runs):
     thread.join()
     assert done
     runs.often()
+
+
+def test_masters_in_turns_go_on_with_the_workers_that_there_are(lab, module, tmp_path):
+    """Shares are told anew where calls were repeated in the ordinary way meanwhile; whoever has
+    not read that yet must not take a bell that is for the new ones as one for the old ones."""
+    lab.transport, name, chance = "local", module(DOING), random.Random(1)
+    with contextlib.ExitStack() as stack:
+        runs, pids = [], set()
+        for slices in (12, 24, 48):
+            spec = lab.spec("localhost", workers=12)
+            master = stack.enter_context(Master([spec], on_output=lambda *line: None))
+            (tmp_path / str(slices)).mkdir()
+            runs.append(Runs(master, name, tmp_path / str(slices), slices))
+        for _ in range(60):
+            one = chance.choice(runs)
+            for _ in range(chance.choice([1, 3, 10])):
+                one.call("who")
+        for one in runs:
+            for path in one.path.iterdir():
+                pids.update(path.read_text().split())
+        assert len(pids) == 12, "some died of it, and others took their place"

@@ -84,6 +84,7 @@ class Process:
     seen: int = 0  # on the board, so many changes
     by_bell: int = 0  # workers in the lap of which `current` is a part
     share: Any = None  # of a call that is combined: beyond, tasks, peers
+    expects: int = 0  # what a notice has to name so that this is meant
     rest: deque[Any] = field(default_factory=deque)  # of the tasks of such a lap
     held_back: list[Said] | None = None  # answers in such a lap
     withdrawn: tuple[int, int] = (0, 0)
@@ -109,7 +110,7 @@ class Process:
         before = board.HEAD.unpack_from(self.wall.memory, board.HEAD_AT)[1]
         if self.last is None or self.current is not None or self.wall.changes() == self.seen:
             return False
-        return bool(before == self.last[0])
+        return bool(before == (self.last[0] if self.share is None else self.expects))
 
     def look(self) -> None:
         """At the board, as one that repeats its last task does before it reads a command."""
@@ -118,11 +119,11 @@ class Process:
         memory = self.wall.memory
         change, before, call, count, size, bare = board.HEAD.unpack_from(memory, board.HEAD_AT)
         at, beyond, digest, inline = self.last
-        if before != at:
+        if before != (at if self.share is None else self.expects):
             self.last = None
             return
         if self.share is not None:
-            self._begins_share(change, before, call, count, memory, size, bare)
+            self._begins_share(change, call, count, memory, size, bare)
             return
         params = memory[board.PARAMS_AT : board.PARAMS_AT + size]
         if bare:
@@ -133,12 +134,14 @@ class Process:
             self.current, self.by_bell = (orders.TASK, call + beyond, call, digest, inline), count
 
     def _begins_share(
-        self, change: int, before: int, call: int, count: int, memory: Any, size: int, bare: int
+        self, change: int, call: int, count: int, memory: Any, size: int, bare: int
     ) -> None:
         params = memory[board.PARAMS_AT : board.PARAMS_AT + size]
         if bare:
             params = b"".join(codec.blob_parts([params]))
+        before = self.last[0]
         self.last, self.seen, self.by_bell = (call, 0, None, None), change, count
+        self.expects = call
         self.held_back = []
         self.calls[call] = Known("", params, False, self.calls.pop(before).partials)
         beyond, tasks, _ = self.share
@@ -247,7 +250,7 @@ class Process:
                 self.share = None
                 self.current = orders.TASK, ticket, call, digest, inline
             elif kind == orders.SHARE:
-                _, call, beyond, tasks, peers, self.seen = command
+                _, call, self.expects, beyond, tasks, peers, self.seen = command
                 self.last, self.share = (call, 0, None, None), (beyond, tasks, peers)
             elif kind == orders.TASK:
                 if fd is not None:
