@@ -32,7 +32,7 @@ from jamtasks.session import Session, State
 from jamtasks.settings import HostSpec, Settings
 from jamtasks.spans import Spans
 from jamtasks.treefold import TreeFold
-from worker_payload import codec, keeping, repeating, wire
+from worker_payload import codec, keeping, lap, repeating, wire
 from worker_payload import host as host_module
 from worker_payload import partials as partials_module
 
@@ -114,7 +114,8 @@ class World:
             (keeping, "INLINE", INLINE),
             (host_module, "PARAMS_INLINE", INLINE),
             (repeating, "PARAMS_INLINE", INLINE),
-            (repeating, "PASS_BYTES", PASS_BYTES),
+            (lap, "PARAMS_INLINE", INLINE),
+            (lap, "PASS_BYTES", PASS_BYTES),
             (wire, "CHUNK", PIECE),
             (session_module, "BURST", 1),
             (spans_module, "BYTES", SPAN_BYTES),
