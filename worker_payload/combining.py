@@ -93,6 +93,14 @@ class Combining(Blobs):
             return True  # it comes with others
         others, blocks = answer
         parts = self._parts(worker, blocks, payload)
+        if task.ticket < call.serial:  # of the call before it was repeated: nobody waits for it
+            for part in parts:
+                self._drop_part(part)
+            for ticket in [task.ticket] + [ticket for ticket, _ in others]:
+                one = self._tickets.get(ticket)
+                if one is not None and one.worker is worker:
+                    self._take_back(one)
+            return True
         spent = {}  # type: Dict[int, float]
         for ticket, took in [(task.ticket, seconds), *others]:
             if ticket in worker.files:

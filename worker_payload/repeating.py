@@ -39,6 +39,13 @@ class Repeating(Combining):
             raise ProtocolError("Again of call %d, as %d" % (message.like, message.call))
         if len(message.segments) != 1 or len(message.segments[0]) > PARAMS_INLINE:
             raise ProtocolError("Again: params in one segment, of %d bytes at most" % PARAMS_INLINE)
+        # who is still at a task that nobody waits for answers it as what it was: not this one, then
+        call.told = [
+            task
+            if task.worker is None
+            else Task(call, task.id, task.digest, task.slot, task.inline)
+            for task in call.told
+        ]
         params, before = bytes(message.segments[0]), call.serial
         self._rename(call, message.call, self._new(), params)
         call.talks = False  # as far as we know
