@@ -107,24 +107,15 @@ class Called(object):
             return
         call, offset, source = self._last
         function, writable = call.map, call.writable
-        polls, look, memory, begin = (
-            self._polls,
-            board.HEAD.unpack_from,
-            self._board.memory,
-            self._room,
-        )
+        polls, look = self._polls, board.HEAD.unpack_from
+        memory, begin = self._board.memory, self._room
         place, home, pid, settle = self._place, self._home, self._pid, self._streams.settle
         unpickle, decode, encode = pickle.loads, codec.decode_blob, codec.encode_result
         clock, getpid, fchdir = time.perf_counter, os.getpid, os.fchdir
         head, start, room, quiet = board.HEAD_AT, board.PARAMS_AT, board.ROOM, board.QUIET
         read, token, ring, write = os.read, self._token, answers.ring, self._replies.sendall
-        done, micros, first, second, one = (
-            board.DONE,
-            board.TOOK,
-            board.FIRST,
-            board.SECOND,
-            board.ONE,
-        )
+        done, micros, one = board.DONE, board.TOOK, board.ONE
+        first, second = board.FIRST, board.SECOND
         seen, at, params, bare = self._seen, call.id, b"", False
         value = piece = segments = None  # type: Any
         while True:

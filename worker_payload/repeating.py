@@ -41,10 +41,8 @@ class Repeating(Combining):
             raise ProtocolError("Again: params in one segment, of %d bytes at most" % PARAMS_INLINE)
         # who is still at a task that nobody waits for answers it as what it was: not this one, then
         call.told = [
-            task
-            if task.worker is None
-            else Task(call, task.id, task.digest, task.slot, task.inline)
-            for task in call.told
+            Task(call, one.id, one.digest, one.slot, one.inline) if one.worker is not None else one
+            for one in call.told
         ]
         params, before = bytes(message.segments[0]), call.serial
         self._rename(call, message.call, self._new(), params)
@@ -191,10 +189,8 @@ class Repeating(Combining):
                 inline = self._blobs[task.digest].handle.inline  # type: ignore[union-attr]
             shares.setdefault(worker, []).append((task.id, task.digest, inline))
         most = max(map(len, shares.values()))
-        estimate = call.estimate or 0.0
-        if (
-            most - self._even(call)
-        ) * estimate > WORTH_SECONDS or most * estimate > LAP_SECONDS / 2:
+        uneven, estimate = most - self._even(call), call.estimate or 0.0
+        if uneven * estimate > WORTH_SECONDS or most * estimate > LAP_SECONDS / 2:
             return None
         return JointLap(call, list(shares.items()), self._new())
 

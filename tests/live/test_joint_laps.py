@@ -10,22 +10,15 @@ import threading
 
 import numpy
 import pytest
+from doing import ONCE
 from sshd import wait_until
 
 from jamtasks import DataSet, Master
 from jamtasks.errors import TaskFailed
 
-DOING = """
-import os, sys, time
-import numpy
-
-def first(path):
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
+DOING = (
+    ONCE
+    + """
 def by_bell():
     frame = sys._getframe()
     while frame is not None:
@@ -80,6 +73,7 @@ def reduce(a, b):
         os.fork()
     return [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] and b[3], what, path]
 """
+)
 ITEMS = 480
 
 

@@ -9,23 +9,16 @@ from pathlib import Path
 
 import numpy
 import pytest
+from doing import ONCE
 from sshd import wait_until
 
 from jamtasks import Master
 from jamtasks.errors import ModuleError, TaskFailed
 from worker_payload import procs
 
-DOING = """
-import os, signal, stat, sys, time
-import numpy
-
-def first(path):
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
+DOING = (
+    ONCE
+    + """
 def bell():
     "Descriptors of the pipes that this process has besides its output."
     return [fd for fd in range(3, 100) if is_pipe(fd)]
@@ -94,6 +87,7 @@ def mapfunc(params, dataset):
 def reduce(a, b):
     return a + b
 """
+)
 
 WORKERS = 5
 
